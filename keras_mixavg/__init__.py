@@ -1,0 +1,21 @@
+"""Averaged pairs and global soft labels for Keras 3 classifiers.
+
+`MixAvg` averages random pairs in the input pipeline, `SoftLabelCrossentropy` trains
+on their soft labels, and `GlobalSoftLabel` keeps the global soft labels up to date
+while `model.fit` runs. The method card is README.md in this folder.
+"""
+
+from keras_mixavg.callbacks import GlobalSoftLabel
+from keras_mixavg.losses import SoftLabelCrossentropy
+from keras_mixavg.metrics import SoftLabelAccuracy
+from keras_mixavg.mix_avg import MixAvg
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GlobalSoftLabel",
+    "MixAvg",
+    "SoftLabelAccuracy",
+    "SoftLabelCrossentropy",
+    "__version__",
+]

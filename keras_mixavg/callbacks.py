@@ -1,0 +1,233 @@
+"""GlobalSoftLabel: decides when the table weighs in, collects and changes."""
+
+import math
+import numbers
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_mixavg._keras import calling_callback_list, track_metric, untrack_metric
+from keras_mixavg.losses import SoftLabelCrossentropy
+from keras_mixavg.soft_label_table import SoftLabelTable
+
+COLLECT = ("correct", "all")
+
+
+@keras.saving.register_keras_serializable(package="keras_mixavg")
+class GlobalSoftLabel(keras.callbacks.Callback):
+    """Keep the global soft labels up to date during `model.fit`.
+
+    The table of class-wise soft labels starts as the identity. Each epoch it collects
+    what the model predicts on the training batches; at the epoch's end it becomes the
+    table that best reproduces these predictions from the local labels, and the
+    model's `SoftLabelCrossentropy` trains on it from the next epoch on. Validation,
+    `evaluate` and `predict` neither use nor change it.
+
+    The table belongs to the model, as its weights do: another `fit` goes on from it,
+    with this or a new callback. When `fit` ends, or dies of an exception, the loss is
+    plain cross-entropy again, and the model has the metrics, variables and compiled
+    functions of one that never knew the method. Evidence of an unfinished epoch counts
+    for the next one.
+
+    Put it before `CSVLogger` and others that read the logs at the epoch's end.
+
+    Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX) for
+    the idea, "Delving Deep into Label Smoothing" (arXiv 2011.12562) for class-wise
+    soft labels; equations (7) and (8) of the method card, README.md in this package.
+
+    Args:
+        prior_count: float, not negative: how many examples of each class the old table
+            counts for when the new one is made. 1.0 by default; 0 forgets it.
+        collect: `"correct"` (default) takes as evidence only the samples whose top
+            prediction has the largest label mass; `"all"` takes every sample.
+
+    Logs:
+        `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.
+        `soft_label_entropy`: mean entropy of its rows, in nats, 0 for the identity.
+        With several outputs each name starts with the output's name and `_`.
+
+    Raises:
+        ValueError: for bad arguments; when training starts, if the model is not
+            compiled with a `SoftLabelCrossentropy`, or with the same one for several
+            outputs.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> model.compile("sgd", loss=SoftLabelCrossentropy(from_logits=True))
+    >>> x, y = np.ones((6, 4)), np.eye(3)[[0, 1, 2, 0, 1, 2]]
+    >>> history = model.fit(x, y, callbacks=[GlobalSoftLabel()], verbose=0)
+    >>> sorted(history.history)
+    ['loss', 'soft_label_confidence', 'soft_label_entropy']
+    """
+
+    def __init__(self, prior_count: float = 1.0, collect: str = "correct") -> None:
+        super().__init__()
+        if (
+            not isinstance(prior_count, numbers.Real)
+            or not math.isfinite(prior_count)
+            or prior_count < 0
+        ):
+            raise ValueError(
+                "`prior_count` must be a finite float of at least 0, the number of "
+                "examples that the old table counts for. Received: "
+                f"prior_count={prior_count!r}"
+            )
+        if collect not in COLLECT:
+            raise ValueError(
+                f"`collect` must be one of {COLLECT}. Received: collect={collect!r}"
+            )
+        self.prior_count = float(prior_count)
+        self.collect = collect
+        self._losses: dict[str, SoftLabelCrossentropy] = {}
+        self._tables: dict[str, SoftLabelTable] = {}
+        self._weights: dict[str, float] = {}  # of the running epoch, else empty
+
+    @property
+    def table(self) -> Any:
+        """`(num_classes, num_classes)` float32 array, a copy; a dict of such by output
+        name if several outputs have a `SoftLabelCrossentropy`."""
+        tables = {
+            name: np.array(keras.ops.convert_to_numpy(table.table))
+            for name, table in self._tables.items()
+            if table.num_classes
+        }
+        if not tables:
+            raise RuntimeError(
+                "There is no table before the first batch of training. Pass this "
+                "callback to `model.fit(callbacks=[...])` first."
+            )
+        return tables[""] if "" in tables else tables
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        model = self.model
+        self._losses = _soft_label_losses(model)
+        self._tables = {}
+        self._weights = {}
+        for name, loss in self._losses.items():
+            attribute = f"soft_label_table_{name}" if name else "soft_label_table"
+            table = getattr(model, attribute, None) or SoftLabelTable(name=attribute)
+            table.release()  # from a `fit` that raised and is not yet cleared away
+            table.collect = self.collect
+            if table.num_classes is None and loss.known_classes is not None:
+                table.build(loss.known_classes)
+            track_metric(model, attribute, table)
+            loss.table = table
+            self._tables[name] = table
+        _retrace(model)
+        # Keras calls no hook when `fit` raises: its callback list going is the sign.
+        release = weakref.finalize(
+            calling_callback_list() or self, _detach, model, self._losses, self._tables
+        )
+        release.atexit = False
+        for table in self._tables.values():
+            table.release = release
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._weights = {
+            name: loss.weight_at(epoch) for name, loss in self._losses.items()
+        }
+        self._arm()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        for table in self._tables.values():
+            table.reset_state()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self._arm()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        for name, table in self._tables.items():
+            if not table.armed:
+                warnings.warn(
+                    f"Something reset the model's metrics during epoch {epoch}, such as "
+                    "`model.evaluate` in another callback. The steps after it trained "
+                    "without global soft labels and left no evidence. Pass this "
+                    "GlobalSoftLabel to `evaluate(callbacks=[...])` to go on after it.",
+                    stacklevel=2,
+                )
+            table.reset_state()
+            if table.num_classes is None:  # not one batch came
+                continue
+            table.end_epoch(self.prior_count)
+            if logs is not None:
+                prefix = f"{name}_" if name else ""
+                for statistic, value in table.statistics().items():
+                    logs[prefix + statistic] = value
+        self._weights = {}
+
+    def on_train_end(self, logs: Any = None) -> None:
+        for table in self._tables.values():
+            table.reset_state()
+            table.release()
+
+    def _arm(self) -> None:
+        for name, weight in self._weights.items():
+            self._tables[name].arm(weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"prior_count": self.prior_count, "collect": self.collect}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "GlobalSoftLabel":
+        return cls(**config)
+
+
+def _soft_label_losses(model: Any) -> dict[str, SoftLabelCrossentropy]:
+    """Every SoftLabelCrossentropy of the model by output name, `""` for a single one."""
+    losses = {
+        name: loss
+        for name, loss in _named(model.loss, getattr(model, "output_names", None))
+        if isinstance(loss, SoftLabelCrossentropy)
+    }
+    if not losses:
+        raise ValueError(
+            "GlobalSoftLabel needs a model compiled with a SoftLabelCrossentropy. "
+            f"Received: model.loss={model.loss!r}. Compile the model with "
+            "loss=keras_mixavg.SoftLabelCrossentropy(from_logits=...)."
+        )
+    several = "" in losses and len(getattr(model, "outputs", None) or [None]) > 1
+    if several or len({id(loss) for loss in losses.values()}) < len(losses):
+        raise ValueError(
+            "Each output needs a SoftLabelCrossentropy of its own, since each has its "
+            f"own table. Received: model.loss={model.loss!r}. Compile with a list or a "
+            "dict, with one SoftLabelCrossentropy(...) for each output that is to have "
+            "global soft labels."
+        )
+    return losses
+
+
+def _named(loss: Any, names: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(loss, dict):
+        entries = list(loss.items())
+    elif isinstance(loss, (list, tuple)):
+        usable = names is not None and len(names) == len(loss) and not prefix
+        entries = list(zip(names if usable else range(len(loss)), loss, strict=True))
+    else:
+        yield prefix, loss
+        return
+    for key, entry in entries:
+        yield from _named(entry, None, f"{prefix}/{key}" if prefix else str(key))
+
+
+def _detach(
+    model: Any,
+    losses: dict[str, SoftLabelCrossentropy],
+    tables: dict[str, SoftLabelTable],
+) -> None:
+    """Undo what training began with. Assigns no variable: it may run at any moment."""
+    for name, table in tables.items():
+        if losses[name].table is table:
+            losses[name].table = None
+        untrack_metric(model, table)
+    _retrace(model)
+
+
+def _retrace(model: Any) -> None:
+    """Forget the compiled steps: they hold the loss as it was when first called."""
+    model.make_train_function(force=True)
+    model.make_test_function(force=True)

@@ -1,0 +1,180 @@
+"""The method's equations, one function each; numbers as in README.md, this folder.
+
+`labels` are soft labels: non-negative, summing to one over the last axis. Functions
+made of plain operators run on NumPy arrays and on the tensors of every backend.
+"""
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+
+def pairing(order: Tensor, numpy: Any = np) -> Tensor:
+    """Equation (1): the cyclic permutation that visits the samples in `order`.
+
+    Args:
+        order: `(batch,)` integers, a permutation of `0..batch-1`. A uniformly drawn
+            `order` makes all cyclic permutations equally likely.
+        numpy: the module to compute with, of NumPy's interface.
+
+    Returns:
+        `(batch,)` integers: the partner of each sample, `partners[order[i]] =
+        order[i + 1]`. Nobody is its own partner unless the batch is one sample.
+
+    Example:
+
+    >>> pairing(np.array([2, 0, 1]))
+    array([1, 2, 0])
+    """
+    return numpy.take(numpy.roll(order, -1), numpy.argsort(order), axis=0)
+
+
+def average(values: Tensor, partners: Tensor) -> Tensor:
+    """Equations (2) and (3): `(values + partners) / 2`, for two tensors of one shape.
+
+    A sample averaged with itself comes back unchanged.
+
+    Example:
+
+    >>> average(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
+    array([0.5, 0.5])
+    """
+    return (values + partners) * 0.5
+
+
+def global_soft_labels(labels: Tensor, table: Tensor) -> Tensor:
+    """Equation (4): `labels @ table`.
+
+    Args:
+        labels: local soft labels, `(..., num_classes)`.
+        table: class-wise soft labels, `(num_classes, num_classes)`.
+
+    Returns:
+        Global soft labels, `(..., num_classes)`.
+
+    Example:
+
+    >>> global_soft_labels(np.array([0.5, 0.5]), np.array([[0.8, 0.2], [0.4, 0.6]]))
+    array([0.6, 0.4])
+    """
+    return labels @ table
+
+
+def targets(labels: Tensor, global_labels: Tensor, global_weight: Tensor) -> Tensor:
+    """Equation (5): `(1 - global_weight) * labels + global_weight * global_labels`.
+
+    Example:
+
+    >>> targets(np.array([1.0, 0.0]), np.array([0.6, 0.4]), 0.25)
+    array([0.9, 0.1])
+    """
+    return (1.0 - global_weight) * labels + global_weight * global_labels
+
+
+def crossentropy(targets: Tensor, predictions: Tensor, from_logits: bool) -> Tensor:
+    """Equation (6): `-sum(targets * log(probabilities))` over the last axis.
+
+    Keras' own, so that it equals `keras.losses.CategoricalCrossentropy` to the bit.
+
+    Args:
+        targets: `(..., num_classes)`.
+        predictions: logits or probabilities, `(..., num_classes)`.
+        from_logits: which of the two they are.
+
+    Returns:
+        `(...)`, in nats.
+
+    Example:
+
+    >>> loss = crossentropy([[0.5, 0.5]], [[0.5, 0.5]], from_logits=False)
+    >>> np.asarray(loss).round(4)
+    array([0.6931], dtype=float32)
+    """
+    return ops.categorical_crossentropy(targets, predictions, from_logits=from_logits)
+
+
+def evidence(labels: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+    """Equation (7), one batch of it: `sum_i weights_i * outer(labels_i, values_i)`.
+
+    With the probabilities as `values` it adds to N, with the labels to M.
+
+    Args:
+        labels: local soft labels, `(samples, num_classes)`.
+        values: `(samples, num_classes)`.
+        weights: `(samples,)`.
+
+    Returns:
+        `(num_classes, num_classes)`.
+
+    Example:
+
+    >>> np.asarray(evidence([[1.0, 0.0]], [[0.7, 0.3]], [2.0]))
+    array([[1.4, 0.6],
+           [0. , 0. ]], dtype=float32)
+    """
+    weighted = ops.multiply(labels, ops.expand_dims(weights, -1))
+    return ops.matmul(ops.transpose(weighted), values)
+
+
+def updated_table(
+    table: np.ndarray, evidence: np.ndarray, mass: np.ndarray, prior_count: float
+) -> np.ndarray:
+    """Equation (8): `inv(mass + k I) @ (evidence + k table)`, then rows to the simplex.
+
+    `k = prior_count + 1e-6 * trace(mass) / num_classes`: the old table counts as `k`
+    examples of each class. Solved in float64. A class without evidence keeps its row.
+
+    Args:
+        table: S, `(num_classes, num_classes)`, rows summing to one.
+        evidence: N, `(num_classes, num_classes)`.
+        mass: M, `(num_classes, num_classes)`.
+        prior_count: how many examples the old table counts for, not negative.
+
+    Returns:
+        The new S, `(num_classes, num_classes)` float64, rows summing to one.
+
+    Example:
+
+    >>> n, m = np.array([[1.6, 1.4], [0, 0]]), np.array([[3.0, 0], [0, 0]])
+    >>> updated_table(np.eye(2), n, m, prior_count=1.0).round(3)
+    array([[0.65, 0.35],
+           [0.  , 1.  ]])
+    """
+    table, evidence, mass = (
+        np.asarray(value, "float64") for value in (table, evidence, mass)
+    )
+    num_classes = len(table)
+    k = prior_count + 1e-6 * np.trace(mass) / num_classes
+    if k == 0:  # neither evidence nor a prior: nothing to learn from
+        return table
+    solution = np.linalg.solve(mass + k * np.eye(num_classes), evidence + k * table)
+    solution = np.maximum(solution, 0.0)
+    sums = solution.sum(axis=1, keepdims=True)
+    return np.where(sums > 0, solution / np.where(sums > 0, sums, 1.0), table)
+
+
+def soft_label_accuracy(labels: Tensor, predictions: Tensor) -> Tensor:
+    """The label mass of the top prediction over the largest label mass.
+
+    One where the top prediction is a class of the largest mass (either class of an
+    averaged pair), ordinary accuracy on one-hot labels; zero for an all-zero label.
+
+    Args:
+        labels: `(..., num_classes)`.
+        predictions: logits or probabilities, `(..., num_classes)`.
+
+    Returns:
+        `(...)`, from 0 to 1.
+
+    Example:
+
+    >>> np.asarray(soft_label_accuracy([[0.5, 0.5, 0.0]], [[0.2, 0.7, 0.1]]))
+    array([1.], dtype=float32)
+    """
+    labels = ops.convert_to_tensor(labels)
+    top = ops.expand_dims(ops.argmax(predictions, axis=-1), -1)
+    mass = ops.squeeze(ops.take_along_axis(labels, top, axis=-1), -1)
+    return ops.divide_no_nan(mass, ops.max(labels, axis=-1))
