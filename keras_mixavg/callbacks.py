@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_mixavg._keras import calling_callback_list, track_metric, untrack_metric
 from keras_mixavg.losses import SoftLabelCrossentropy
-from keras_mixavg.soft_label_table import SoftLabelTable
+from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
 
 COLLECT = ("correct", "all")
 
@@ -92,7 +91,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         """`(num_classes, num_classes)` float32 array, a copy; a dict of such by output
         name if several outputs have a `SoftLabelCrossentropy`."""
         tables = {
-            name: np.array(keras.ops.convert_to_numpy(table.table))
+            name: numpy_of(table.table)
             for name, table in self._tables.items()
             if table.num_classes
         }

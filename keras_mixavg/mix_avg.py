@@ -1,6 +1,7 @@
 """MixAvg: draws a pairing, then applies it to everything in the batch."""
 
 import copy
+import math
 import numbers
 from typing import Any
 
@@ -22,6 +23,7 @@ KEYS = {
     "sample_weight": "weights",
 }
 REFUSED_KEYS = ("bounding_boxes", "keypoints", "segmentation_masks")
+EXACT_UP_TO = {"float16": 2048, "bfloat16": 256}  # whole numbers
 NOT_DENSE = ("RaggedTensor", "SparseTensor", "IndexedSlices", "BCOO", "BCSR")
 
 
@@ -60,8 +62,9 @@ class MixAvg(DataLayer):
 
     Input shape:
         x: `(batch, ...)`, any rank, any batch size; a lone sample has no partner and
-        stays as it is. y: `(batch,)` or `(batch, 1)` integers in `[0, num_classes)`,
-        or `(batch, num_classes)` one-hot, soft or multi-label. sample_weight:
+        stays as it is. y: `(batch,)` or `(batch, 1)` integers in `[0, num_classes)`
+        (or whole floats, which Keras' own layers turn them into), or
+        `(batch, num_classes)` one-hot, soft or multi-label. sample_weight:
         `(batch, ...)`.
 
     Output shape:
@@ -112,17 +115,23 @@ class MixAvg(DataLayer):
                 "`images` and `labels`. Received no positional argument."
             )
         batch = inputs[0] if len(inputs) == 1 else inputs
-        if not in_tf_graph():
-            return keras.layers.Layer.__call__(self, batch, **kwargs)
-        self.backend.set_backend("tensorflow")
+        in_graph = in_tf_graph()
+        if in_graph:
+            self.backend.set_backend("tensorflow")
         try:
-            return keras.layers.Layer.__call__(self, batch, **kwargs)
+            averaged = keras.layers.Layer.__call__(self, self._parts(batch), **kwargs)
         finally:
-            self.backend.reset()
+            if in_graph:
+                self.backend.reset()
+        return _merged(batch, averaged)
 
-    def call(self, inputs: Any, training: bool | None = True) -> Any:
-        batch_size = self._check(inputs)
-        return self.apply(inputs, self.draw(batch_size) if training else None)
+    def call(self, inputs: dict[Any, Any], training: bool | None = True) -> Any:
+        if not training:
+            return self._average_parts(inputs, None)
+        leaves = keras.tree.flatten(inputs)
+        leaf = next((leaf for leaf in leaves if leaf.shape[0] is not None), leaves[0])
+        partners = self.draw(self.backend.shape(leaf)[0])
+        return self._average_parts(inputs, partners)
 
     def draw(self, batch_size: Any) -> Tensor:
         """Draw the partner of each sample: equation (1), and `rate` of equation (2).
@@ -156,24 +165,37 @@ class MixAvg(DataLayer):
         """
         if partners is not None:
             partners = self.backend.convert_to_tensor(partners)
-        by_role = {
-            "inputs": lambda leaf: self._average_inputs(leaf, partners),
-            "labels": lambda leaf: self._average_labels(leaf, partners),
-            "weights": lambda leaf: self._average_weights(leaf, partners),
+        return _merged(inputs, self._average_parts(self._parts(inputs), partners))
+
+    def _parts(self, inputs: Any) -> dict[Any, Any]:
+        """The entries of a batch that are to be averaged, as tensors."""
+        roles = _roles(inputs)
+        _check_batch(inputs, roles, self.num_classes)
+        return {
+            key: keras.tree.map_structure(self._as_tensor, inputs[key]) for key in roles
         }
-        outputs = {
-            key: keras.tree.map_structure(by_role[role], inputs[key])
-            for key, role in _roles(inputs).items()
+
+    def _as_tensor(self, leaf: Any) -> Tensor:
+        if isinstance(leaf, keras.KerasTensor):
+            return leaf
+        return self.backend.convert_to_tensor(leaf)
+
+    def _average_parts(
+        self, parts: dict[Any, Any], partners: Tensor | None
+    ) -> dict[Any, Any]:
+        average = {
+            "inputs": self._average_inputs,
+            "labels": self._average_labels,
+            "weights": self._average_weights,
         }
-        if isinstance(inputs, dict):
-            batch = copy.copy(inputs)
-            batch.update(outputs)
-            return batch
-        make = getattr(type(inputs), "_make", type(inputs))  # named tuples have _make
-        return make(outputs[key] for key in range(len(inputs)))
+        return {
+            key: keras.tree.map_structure(
+                lambda leaf, role=_role(key): average[role](leaf, partners), part
+            )
+            for key, part in parts.items()
+        }
 
     def _average_inputs(self, x: Tensor, partners: Tensor | None) -> Tensor:
-        x = self.backend.convert_to_tensor(x)
         dtype = _dtype(x)
         keeps_dtype = dtype == "uint8" or _is_float(dtype)
         if partners is None:
@@ -186,8 +208,7 @@ class MixAvg(DataLayer):
         return self.backend.cast(mean, dtype) if keeps_dtype else mean
 
     def _average_labels(self, y: Tensor, partners: Tensor | None) -> Tensor:
-        y = self.backend.convert_to_tensor(y)
-        if _holds_class_numbers(y):
+        if _holds_class_numbers(y, self.num_classes):
             self._check_range(y)
             y = self.backend.numpy.reshape(y, (-1,))
             y = self.backend.cast(y, "int32")
@@ -195,7 +216,6 @@ class MixAvg(DataLayer):
         return self._average_weights(y, partners)
 
     def _average_weights(self, w: Tensor, partners: Tensor | None) -> Tensor:
-        w = self.backend.convert_to_tensor(w)
         double = _dtype(w) == "float64"
         w = self.backend.cast(w, "float64" if double else "float32")
         return w if partners is None else self._average(w, partners)
@@ -204,40 +224,24 @@ class MixAvg(DataLayer):
         partner_values = self.backend.numpy.take(values, partners, axis=0)
         return equations.average(values, partner_values)
 
-    def _check(self, inputs: Any) -> Any:
-        """Refuse what cannot be averaged; return the batch size."""
-        leaves: list[tuple[str, Tensor]] = []
-        for key, role in _roles(inputs).items():
-            name = f"`{key}`" if isinstance(key, str) else ("`x`", "`y`", "`w`")[key]
-            for leaf in keras.tree.flatten(inputs[key]):
-                _check_leaf(name, leaf)
-                if role == "labels":
-                    _check_labels(name, leaf, self.num_classes)
-                leaves.append((name, leaf))
-        known = [leaf for leaf in leaves if leaf[1].shape[0] is not None]
-        for name, leaf in known:
-            if leaf.shape[0] != known[0][1].shape[0]:
-                raise ValueError(
-                    "The first axis is the batch and must have one size throughout. "
-                    f"Received: {known[0][0]} of shape {_shape(known[0][1])} and {name} "
-                    f"of shape {_shape(leaf)}. Batch the dataset before MixAvg."
-                )
-        return self.backend.shape((known or leaves)[0][1])[0]
-
     def _check_range(self, y: Tensor) -> None:
         """Refuse class numbers outside [0, num_classes), as soon as they are known."""
         expected = (
-            f"`labels` must lie in [0, num_classes) = [0, {self.num_classes}). Set "
-            "`num_classes` to the largest label plus one. Received: labels="
+            "`labels` must be whole numbers in [0, num_classes) = "
+            f"[0, {self.num_classes}). Set `num_classes` to the largest label plus "
+            "one, or correct the labels. Received: labels="
         )
         if self.backend.name == "tensorflow" and in_tf_graph():
             import tensorflow as tf
 
-            inside = (y >= 0) & (y < tf.cast(self.num_classes, y.dtype))
-            tf.debugging.Assert(tf.reduce_all(inside), [expected, y], summarize=10)
+            number = tf.cast(y, "int64")
+            good = (number >= 0) & (number < self.num_classes)
+            good &= tf.cast(number, y.dtype) == y
+            tf.debugging.Assert(tf.reduce_all(good), [expected, y], summarize=10)
         elif has_values(y):
-            values = self.backend.convert_to_numpy(y).astype("int64")
-            wrong = values[(values < 0) | (values >= self.num_classes)]
+            values = self.backend.convert_to_numpy(y).astype("float64")
+            good = (values >= 0) & (values < self.num_classes) & (values % 1 == 0)
+            wrong = values[~good]
             if wrong.size:
                 raise ValueError(f"{expected}{wrong[:10].tolist()}")
 
@@ -250,8 +254,12 @@ class MixAvg(DataLayer):
         }
 
 
+def _role(key: Any) -> str | None:
+    return POSITIONS[key] if isinstance(key, int) else KEYS.get(key)
+
+
 def _roles(inputs: Any) -> dict[Any, str]:
-    """What each entry of a batch is, by its key or position."""
+    """What each entry to be averaged is, by its key or position."""
     if isinstance(inputs, dict):
         refused = [key for key in REFUSED_KEYS if key in inputs]
         if refused:
@@ -260,15 +268,15 @@ def _roles(inputs: Any) -> dict[Any, str]:
                 f"Received a dict with the keys {sorted(map(str, inputs))}. Remove "
                 "them before MixAvg, or use an augmentation made for them."
             )
-        roles = {key: KEYS[key] for key in inputs if key in KEYS}
-        if "inputs" not in roles.values() or "labels" not in roles.values():
+        keys = [key for key in inputs if key in KEYS]
+        if not {"inputs", "labels"} <= {KEYS[key] for key in keys}:
             raise ValueError(
                 "A dict for MixAvg must have the keys `images` and `labels` (or "
                 f"`targets`). Received the keys {sorted(map(str, inputs))}. Rename "
                 "yours, or pass a tuple (x, y)."
             )
     elif isinstance(inputs, (tuple, list)) and len(inputs) in (2, 3):
-        roles = dict(enumerate(POSITIONS[: len(inputs)]))
+        keys = list(range(len(inputs)))
     else:
         length = f" of length {len(inputs)}" if isinstance(inputs, (tuple, list)) else ""
         raise ValueError(
@@ -277,10 +285,39 @@ def _roles(inputs: Any) -> dict[Any, str]:
             "labels are averaged with the images, so pass both."
         )
     return {
-        key: role
-        for key, role in roles.items()
-        if role != "weights" or inputs[key] is not None
+        key: _role(key)
+        for key in keys
+        if _role(key) != "weights" or inputs[key] is not None
     }
+
+
+def _merged(inputs: Any, averaged: dict[Any, Any]) -> Any:
+    """The batch with its averaged entries, in the structure that came."""
+    if isinstance(inputs, dict):
+        batch = copy.copy(inputs)
+        batch.update(averaged)
+        return batch
+    make = getattr(type(inputs), "_make", type(inputs))  # named tuples have _make
+    return make(averaged.get(key, entry) for key, entry in enumerate(inputs))
+
+
+def _check_batch(inputs: Any, roles: dict[Any, str], num_classes: int | None) -> None:
+    leaves: list[tuple[str, Any]] = []
+    for key, role in roles.items():
+        name = f"`{key}`" if isinstance(key, str) else ("`x`", "`y`", "`w`")[key]
+        for leaf in keras.tree.flatten(inputs[key]):
+            _check_leaf(name, leaf)
+            if role == "labels":
+                _check_labels(name, leaf, num_classes)
+            if leaf.shape[0] is not None:
+                leaves.append((name, leaf))
+    for name, leaf in leaves:
+        if leaf.shape[0] != leaves[0][1].shape[0]:
+            raise ValueError(
+                "The first axis is the batch and must have one size throughout. "
+                f"Received: {leaves[0][0]} of shape {_shape(leaves[0][1])} and {name} "
+                f"of shape {_shape(leaf)}. Batch the dataset before MixAvg."
+            )
 
 
 def _check_arguments(rate: Any, num_classes: Any) -> None:
@@ -333,12 +370,17 @@ def _check_leaf(name: str, leaf: Any) -> None:
 
 
 def _check_labels(name: str, y: Any, num_classes: int | None) -> None:
-    if _holds_class_numbers(y):
+    if _holds_class_numbers(y, num_classes):
         if num_classes is None:
             raise ValueError(
                 f"{name} must have shape (batch, num_classes). Received: class numbers "
                 f"of shape {_shape(y)}. Pass `num_classes` to MixAvg, or one-hot encode "
                 "them with `keras.utils.to_categorical`."
+            )
+        if num_classes > EXACT_UP_TO.get(_dtype(y), math.inf):
+            raise ValueError(
+                f"{name} of dtype {_dtype(y)} cannot tell {num_classes} classes apart. "
+                "Pass integers, or cast nothing to that dtype before MixAvg."
             )
     elif len(y.shape) != 2:
         raise ValueError(
@@ -354,9 +396,11 @@ def _check_labels(name: str, y: Any, num_classes: int | None) -> None:
         )
 
 
-def _holds_class_numbers(y: Any) -> bool:
+def _holds_class_numbers(y: Any, num_classes: int | None) -> bool:
+    """Integers do; with `num_classes` floats too, as Keras' layers cast them."""
     one_each = len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
-    return one_each and "int" in _dtype(y)
+    as_number = "int" in _dtype(y) or (num_classes is not None and _is_float(_dtype(y)))
+    return one_each and as_number
 
 
 def _shape(leaf: Any) -> tuple[int | None, ...]:

@@ -72,7 +72,7 @@ class SoftLabelTable(keras.metrics.Metric):
 
     @property
     def armed(self) -> bool:
-        return bool(ops.convert_to_numpy(self.collecting))
+        return bool(numpy_of(self.collecting))
 
     def targets(self, labels: Tensor) -> Tensor:
         """Equations (4) and (5): `(..., num_classes)` in the dtype of `labels`."""
@@ -106,20 +106,15 @@ class SoftLabelTable(keras.metrics.Metric):
 
     def end_epoch(self, prior_count: float) -> None:
         """Equation (8), on the host: a new table, and the evidence starts anew."""
-        new_table = equations.updated_table(
-            *(
-                ops.convert_to_numpy(variable)
-                for variable in (self.table, self.evidence, self.mass)
-            ),
-            prior_count=prior_count,
-        )
+        state = map(numpy_of, (self.table, self.evidence, self.mass))
+        new_table = equations.updated_table(*state, prior_count=prior_count)
         self.table.assign(new_table.astype("float32"))
         for variable in (self.evidence, self.mass):
             variable.assign(np.zeros(variable.shape, "float32"))
 
     def statistics(self) -> dict[str, float]:
         """Mean of the diagonal, and mean entropy of the rows in nats."""
-        table = np.asarray(ops.convert_to_numpy(self.table), "float64")
+        table = numpy_of(self.table).astype("float64")
         entropy = -np.sum(table * np.log(np.where(table > 0, table, 1.0)), axis=1)
         return {
             "soft_label_confidence": float(np.mean(np.diag(table))),
@@ -132,3 +127,8 @@ class SoftLabelTable(keras.metrics.Metric):
 
     def get_config(self) -> dict[str, Any]:
         return {"collect": self.collect, "name": self.name}
+
+
+def numpy_of(variable: Any) -> np.ndarray:
+    """A copy of a variable's value. (`convert_to_numpy` warns about variables.)"""
+    return np.array(ops.convert_to_numpy(ops.copy(variable)))

@@ -1,0 +1,56 @@
+import keras
+import numpy as np
+import pytest
+import reference
+
+from keras_mixavg import SoftLabelAccuracy
+
+PREDICTIONS = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.7, 0.1]], "float32")
+
+
+def value_of(*arguments):
+    metric = SoftLabelAccuracy()
+    metric.update_state(*arguments)
+    return float(metric.result())
+
+
+def test_either_class_of_a_pair_counts_as_right():
+    labels = np.array([[0.5, 0, 0.5], [0.5, 0, 0.5], [0.5, 0, 0.5]])
+    assert value_of(labels, PREDICTIONS) == pytest.approx(2 / 3)
+    keras_own = keras.metrics.CategoricalAccuracy()
+    keras_own.update_state(labels, PREDICTIONS)
+    assert float(keras_own.result()) == pytest.approx(1 / 3)  # ties go to class 0
+
+
+def test_on_one_hot_labels_it_is_accuracy(rng):
+    labels = np.eye(5)[rng.integers(0, 5, size=40)]
+    logits = rng.normal(size=(40, 5))
+    expected = np.mean(labels.argmax(axis=1) == logits.argmax(axis=1))
+    assert value_of(labels, logits) == pytest.approx(expected)
+
+
+def test_it_equals_the_reference_on_soft_labels_of_any_rank(rng):
+    labels = rng.dirichlet(np.ones(4), size=(3, 2))
+    logits = rng.normal(size=(3, 2, 4))
+    expected = [
+        label[z.argmax()] / label.max()
+        for label, z in zip(labels.reshape(-1, 4), logits.reshape(-1, 4), strict=True)
+    ]
+    assert value_of(labels, logits) == pytest.approx(np.mean(expected))
+
+
+def test_sample_weights_weigh_it():
+    labels = reference.one_hot([0, 0, 0], 3)
+    assert value_of(labels, PREDICTIONS, [3.0, 1.0, 0.0]) == pytest.approx(0.75)
+
+
+def test_class_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"y_true.shape=\(3,\).*One-hot encode"):
+        value_of(np.array([0, 1, 2]), PREDICTIONS)
+
+
+def test_its_default_name_is_accuracy_and_the_config_round_trips():
+    metric = SoftLabelAccuracy(name="top")
+    restored = SoftLabelAccuracy.from_config(metric.get_config())
+    assert restored.get_config() == metric.get_config()
+    assert SoftLabelAccuracy().name == "accuracy"

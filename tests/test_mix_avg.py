@@ -1,0 +1,533 @@
+import collections
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from conftest import TOLERANCES
+
+from keras_mixavg import MixAvg
+
+
+def to_numpy(batch):
+    return keras.tree.map_structure(
+        lambda leaf: keras.ops.convert_to_numpy(leaf)
+        if keras.ops.is_tensor(leaf)
+        else np.asarray(leaf),
+        batch,
+    )
+
+
+def drawn(layer, batch_size):
+    return keras.ops.convert_to_numpy(layer.draw(batch_size))
+
+
+def unique_batch(batch_size):
+    """Every sample has its own image, label and weight, all telling who it is."""
+    numbers = np.arange(batch_size, dtype="float32")
+    images = np.stack([numbers, 100 - numbers], axis=1)
+    return images, np.eye(batch_size, dtype="float32"), 2 + numbers
+
+
+# --- Pairing: equation (1), and the rate of equation (2) -----------------------------
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7, 128])
+def test_over_1000_draws_nobody_meets_itself_and_everyone_is_partner_once(batch_size):
+    layer = MixAvg(rate=1.0, seed=1)
+    for _ in range(1000):
+        partners = drawn(layer, batch_size)
+        assert not np.any(partners == np.arange(batch_size))
+        np.testing.assert_array_equal(np.sort(partners), np.arange(batch_size))
+
+
+def test_a_pairing_is_one_circle():
+    partners = drawn(MixAvg(rate=1.0, seed=1), 128)
+    visited, sample = [], 0
+    for _ in range(128):
+        visited.append(sample)
+        sample = partners[sample]
+    assert sample == 0 and len(set(visited)) == 128
+
+
+def test_all_cyclic_orders_of_four_are_about_equally_often():
+    layer = MixAvg(rate=1.0, seed=1)
+    counts = collections.Counter(tuple(drawn(layer, 4)) for _ in range(1000))
+    assert len(counts) == 6  # (4 - 1)!
+    chi_square = sum((count - 1000 / 6) ** 2 / (1000 / 6) for count in counts.values())
+    assert chi_square < 20.5  # five degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_the_averaged_share_is_the_rate_within_binomial_bounds(rate):
+    layer = MixAvg(rate=rate, seed=1)
+    draws = 100 * 128
+    averaged = sum(np.sum(drawn(layer, 128) != np.arange(128)) for _ in range(100))
+    assert abs(averaged - draws * rate) <= 4 * np.sqrt(draws * rate * (1 - rate))
+
+
+def test_each_sample_is_averaged_or_not_on_its_own():
+    layer = MixAvg(rate=0.5, seed=1)
+    first, second = np.array([drawn(layer, 2) != [0, 1] for _ in range(1000)]).T
+    for one in (True, False):
+        for other in (True, False):
+            share = np.mean((first == one) & (second == other))
+            assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1000)
+
+
+def test_images_labels_and_weights_share_one_pairing():
+    images, labels, weights = unique_batch(32)
+    x, y, w = to_numpy(MixAvg(rate=0.5, seed=1)(images, labels, weights))
+    for i in range(32):
+        members = np.flatnonzero(y[i])
+        assert i in members and 1 <= len(members) <= 2
+        np.testing.assert_allclose(y[i, members], 1 / len(members))
+        np.testing.assert_allclose(x[i], images[members].mean(axis=0))
+        np.testing.assert_allclose(w[i], weights[members].mean())
+    sizes = (y > 0).sum(axis=1)
+    assert {1, 2} == set(sizes)
+
+
+def test_the_same_seed_gives_the_same_pairs_and_every_call_new_ones():
+    one, other, third = MixAvg(seed=3), MixAvg(seed=3), MixAvg(seed=4)
+    draws = [[drawn(layer, 64) for _ in range(3)] for layer in (one, other, third)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert np.any(draws[0][0] != draws[0][1])
+    assert np.any(draws[0][0] != draws[2][0])
+
+
+# --- Application: equations (2) and (3), for a pairing passed in ---------------------
+
+PARTNERS = np.array([2, 0, 1, 3, 5, 4])  # a circle of three, one alone, a pair
+LABELS = reference.one_hot([0, 1, 2, 3, 0, 1], 4).astype("float32")
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 4, 3), (6, 4, 4, 3), (6, 2, 4, 4, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_float_inputs_keep_their_dtype_and_are_averaged_exactly(rng, dtype, shape):
+    x = tf.cast(rng.normal(size=shape), dtype).numpy()
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has float64 only when asked")
+    mixed, _ = MixAvg().apply((x, LABELS), PARTNERS)
+    assert keras.backend.standardize_dtype(mixed.dtype) == dtype
+    mixed = keras.ops.convert_to_numpy(keras.ops.cast(mixed, "float32"))
+    expected = reference.averaged(x, PARTNERS)
+    np.testing.assert_allclose(mixed, expected, rtol=TOLERANCES[dtype], atol=1e-6)
+    np.testing.assert_array_equal(mixed[3], x[3].astype("float32"))
+
+
+def test_the_largest_float16_values_do_not_overflow():
+    x = np.full((6, 2), 65504, "float16")
+    mixed, _ = to_numpy(MixAvg().apply((x, LABELS), PARTNERS))
+    np.testing.assert_array_equal(mixed, x)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 4, 4, 3)])
+def test_uint8_stays_uint8_within_half_a_level(rng, shape):
+    x = rng.integers(0, 256, size=shape, dtype="uint8")
+    x[:2] = 255
+    mixed, _ = to_numpy(MixAvg().apply((x, LABELS), PARTNERS))
+    assert mixed.dtype == "uint8"
+    error = mixed.astype("float64") - reference.averaged(x, PARTNERS)
+    assert np.abs(error).max() <= 0.5
+    np.testing.assert_array_equal(mixed[3], x[3])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint16", "bool"])
+def test_other_integers_become_float32(rng, dtype):
+    x = rng.integers(0, 2, size=(6, 5)).astype(dtype)
+    for partners in (PARTNERS, None):
+        mixed, _ = to_numpy(MixAvg().apply((x, LABELS), partners))
+        assert mixed.dtype == "float32"
+        expected = reference.averaged(x, partners if partners is not None else range(6))
+        np.testing.assert_array_equal(mixed, expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float32", "float16"])
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_class_numbers_become_averaged_one_hot_labels(shape, dtype):
+    y = np.array([0, 1, 2, 3, 0, 1], dtype).reshape(shape)
+    _, mixed = to_numpy(MixAvg(num_classes=4).apply((LABELS, y), PARTNERS))
+    assert mixed.dtype == "float32"
+    expected = reference.averaged(reference.one_hot(y, 4), PARTNERS)
+    np.testing.assert_array_equal(mixed, expected)
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "soft", "multi-label", "one column"])
+@pytest.mark.parametrize("num_classes", [None, "given"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "bool"])
+def test_encoded_labels_are_averaged_and_never_below_float32(
+    rng, kind, num_classes, dtype
+):
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has float64 only when asked")
+    y = {
+        "one-hot": LABELS,
+        "soft": rng.dirichlet(np.ones(4), size=6),
+        "multi-label": rng.integers(0, 2, size=(6, 4)),
+        "one column": rng.uniform(size=(6, 1)),
+    }[kind]
+    if kind == "one column" and (num_classes or dtype == "int32"):
+        pytest.skip("one column is class numbers then")
+    y = y.astype(dtype)
+    layer = MixAvg(num_classes=4 if num_classes else None)
+    _, mixed = to_numpy(layer.apply((LABELS, y), PARTNERS))
+    assert mixed.dtype == ("float64" if dtype == "float64" else "float32")
+    np.testing.assert_allclose(mixed, reference.averaged(y, PARTNERS), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_sample_weights_are_averaged_likewise(rng, shape, dtype):
+    w = rng.integers(0, 9, size=shape).astype(dtype)
+    for batch in ((LABELS, LABELS, w), {"images": LABELS, "labels": LABELS}):
+        if isinstance(batch, dict):
+            batch["sample_weights"] = w
+        mixed = to_numpy(MixAvg().apply(batch, PARTNERS))
+        mixed = mixed["sample_weights"] if isinstance(batch, dict) else mixed[2]
+        assert mixed.dtype == "float32"
+        np.testing.assert_array_equal(mixed, reference.averaged(w, PARTNERS))
+
+
+def test_dicts_keep_their_other_keys_untouched():
+    extra = {"id": np.arange(6, dtype="int16"), "name": np.array(list("abcdef"))}
+    batch = {"images": LABELS, "labels": LABELS, "targets": 2 * LABELS, **extra}
+    before = {key: value.copy() for key, value in batch.items()}
+    mixed = MixAvg().apply(batch, PARTNERS)
+    assert list(mixed) == list(batch)
+    assert mixed["id"] is batch["id"] and mixed["name"] is batch["name"]
+    expected = reference.averaged(LABELS, PARTNERS)
+    for key, factor in (("images", 1), ("labels", 1), ("targets", 2)):
+        np.testing.assert_array_equal(to_numpy(mixed[key]), factor * expected)
+    for key, value in before.items():
+        np.testing.assert_array_equal(batch[key], value)
+
+
+Batch = collections.namedtuple("Batch", ["image", "label"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: [x, y],
+        lambda x, y: Batch(x, y),
+        lambda x, y: collections.OrderedDict(labels=y, images=x),
+        lambda x, y: ({"left": x, "right": (x, x)}, {"first": y, "second": [y]}),
+        lambda x, y: {"images": {"left": x, "right": x}, "labels": y},
+        lambda x, y: (x, y, None),
+    ],
+)
+def test_the_structure_comes_out_as_it_went_in(make):
+    batch = make(LABELS, LABELS)
+    mixed = MixAvg().apply(batch, PARTNERS)
+    assert type(mixed) is type(batch)
+    keras.tree.assert_same_structure(mixed, batch)
+    expected = reference.averaged(LABELS, PARTNERS)
+    for leaf in keras.tree.flatten(mixed):
+        if leaf is not None:
+            np.testing.assert_array_equal(to_numpy(leaf), expected)
+
+
+def test_the_input_arrays_are_never_changed(rng):
+    batch = (rng.normal(size=(6, 3)).astype("float32"), LABELS.copy(), np.ones(6))
+    before = [array.copy() for array in batch]
+    MixAvg(rate=1.0)(batch)
+    for array, copy in zip(batch, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int32"])
+def test_without_training_only_the_labels_are_encoded(rng, dtype):
+    x = rng.integers(0, 9, size=(6, 2)).astype(dtype)
+    y = np.array([0, 1, 2, 3, 0, 1])
+    mixed, labels = to_numpy(MixAvg(num_classes=4)(x, y, training=False))
+    assert mixed.dtype == ("uint8" if dtype == "uint8" else "float32")
+    np.testing.assert_array_equal(mixed, x)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_a_lone_sample_stays_as_it_is():
+    x, y = to_numpy(MixAvg(rate=1.0, num_classes=4)(np.array([[7.0]]), np.array([2])))
+    np.testing.assert_array_equal(x, [[7.0]])
+    np.testing.assert_array_equal(y, [[0, 0, 1, 0]])
+
+
+# --- In tf.data ----------------------------------------------------------------------
+
+
+def batches_of(dataset):
+    return [keras.tree.map_structure(np.asarray, b) for b in dataset.as_numpy_iterator()]
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+@pytest.mark.parametrize("drop_remainder", [True, False])
+@pytest.mark.parametrize("samples", [7, 8, 9])  # the last batch: 3, none or a lone one
+def test_a_dataset_map_equals_the_direct_calls(rng, samples, drop_remainder, rate):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the random streams of two backends differ")
+    x = rng.normal(size=(samples, 3)).astype("float32")
+    y = rng.integers(0, 5, size=samples)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4, drop_remainder)
+    mapped = batches_of(dataset.map(MixAvg(rate, 5, seed=1)))
+    layer = MixAvg(rate, 5, seed=1)
+    direct = [to_numpy(layer(batch)) for batch in dataset]
+    assert len(mapped) == len(direct)
+    for one, other in zip(mapped, direct, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("drop_remainder, size", [(True, 4), (False, None)])
+def test_static_shapes_and_dtypes_survive_a_map(rng, drop_remainder, size):
+    images = rng.integers(0, 9, size=(9, 8, 8, 3), dtype="uint8")
+    dataset = tf.data.Dataset.from_tensor_slices((images, np.zeros((9, 1), "int64")))
+    x, y = dataset.batch(4, drop_remainder).map(MixAvg(num_classes=5)).element_spec
+    assert x == tf.TensorSpec((size, 8, 8, 3), "uint8")
+    assert y == tf.TensorSpec((size, 5), "float32")
+
+
+def test_a_mapped_batch_is_made_of_its_own_samples():
+    images, labels, weights = unique_batch(50)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(16)
+    seen = 0
+    for x, y, w in batches_of(dataset.map(MixAvg(rate=0.7))):
+        members = range(seen, seen + len(x))
+        for i, label in enumerate(y):
+            pair = np.flatnonzero(label)
+            assert seen + i in pair and set(pair) <= set(members)
+            np.testing.assert_allclose(x[i], images[pair].mean(axis=0))
+            np.testing.assert_allclose(w[i], weights[pair].mean())
+        seen += len(x)
+    assert seen == 50
+
+
+def test_a_mapped_dict_keeps_strings_and_integers(rng):
+    ids = np.arange(6, dtype="int64")
+    batch = {
+        "images": rng.normal(size=(6, 2)).astype("float32"),
+        "labels": np.array([0, 1, 2, 3, 0, 1]),
+        "id": ids,
+        "name": [f"sample {i}" for i in ids],
+    }
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(6)
+    mapped = dataset.map(MixAvg(num_classes=4))
+    assert mapped.element_spec["name"].dtype == tf.string
+    (result,) = batches_of(mapped)
+    np.testing.assert_array_equal(result["id"], ids)
+    assert result["id"].dtype == "int64"
+    assert result["name"].tolist() == [f"sample {i}".encode() for i in ids]
+
+
+def test_every_epoch_of_a_dataset_has_new_pairs_and_every_run_the_same():
+    images, labels, _ = unique_batch(32)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    runs = []
+    for _ in range(2):
+        mapped = dataset.map(MixAvg(rate=1.0, seed=5))
+        runs.append([[y for _, y in batches_of(mapped)] for _ in range(2)])
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert np.any(np.array(runs[0][0]) != np.array(runs[0][1]))
+
+
+def test_xla_compiles_it():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("tf.function is TensorFlow's")
+    compiled = tf.function(MixAvg(rate=1.0, num_classes=32), jit_compile=True)
+    images, _, _ = unique_batch(32)
+    labels = np.arange(32)
+    for _ in range(2):
+        x, y = to_numpy(compiled(images, labels))
+        pairs = np.argsort(y)[:, -2:]
+        np.testing.assert_array_equal((y == 0.5).sum(axis=1), 2)
+        np.testing.assert_allclose(x, images[pairs].mean(axis=1))
+
+
+def test_it_works_in_a_keras_pipeline(rng):
+    pipeline = keras.layers.Pipeline(
+        [keras.layers.RandomFlip(seed=1), MixAvg(rate=1.0, num_classes=4, seed=1)]
+    )
+    batch = {
+        "images": rng.uniform(size=(6, 4, 4, 3)).astype("float32"),
+        "labels": np.array([0, 1, 2, 3, 0, 1]),
+    }
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(6).map(pipeline)
+    ((_, labels),) = [(b["images"], b["labels"]) for b in batches_of(dataset)]
+    np.testing.assert_array_equal(labels.sum(axis=1), np.ones(6))
+    assert np.all((labels == 0.5).sum(axis=1) + 2 * (labels == 1).sum(axis=1) == 2)
+
+
+# --- Bad input -----------------------------------------------------------------------
+
+IMAGES = np.zeros((6, 4, 4, 3), "float32")
+NUMBERS = np.array([0, 1, 2, 3, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"rate": -0.1}, r"`rate` must be a float in \[0, 1\].*rate=-0.1"),
+        ({"rate": 1.5}, r"`rate` must be a float in \[0, 1\].*rate=1.5"),
+        ({"rate": float("nan")}, "`rate` must be.*rate=nan"),
+        ({"rate": "half"}, "`rate` must be.*rate='half'"),
+        ({"num_classes": 1}, "`num_classes` must be an integer.*num_classes=1"),
+        ({"num_classes": 2.5}, "`num_classes` must be an integer.*num_classes=2.5"),
+        ({"num_classes": True}, "`num_classes` must be an integer.*num_classes=True"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MixAvg(**arguments)
+
+
+BAD_BATCHES = {
+    "integers without num_classes": (
+        (IMAGES, NUMBERS),
+        {},
+        r"class numbers of shape \(6,\). Pass `num_classes` to MixAvg",
+    ),
+    "a column without num_classes": (
+        (IMAGES, NUMBERS[:, None]),
+        {},
+        r"class numbers of shape \(6, 1\). Pass `num_classes` to MixAvg",
+    ),
+    "labels of rank three": (
+        (IMAGES, LABELS[:, None]),
+        {"num_classes": 4},
+        r"must have shape \(batch, num_classes\).*Received: shape \(6, 1, 4\)",
+    ),
+    "floats without num_classes": (
+        (IMAGES, NUMBERS.astype("float32")),
+        {},
+        r"integers. Received: shape \(6,\), dtype=float32",
+    ),
+    "floats too short to count the classes": (
+        (IMAGES, NUMBERS.astype("float16")),
+        {"num_classes": 4096},
+        "`y` of dtype float16 cannot tell 4096 classes apart. Pass integers",
+    ),
+    "labels of another width": (
+        (IMAGES, LABELS),
+        {"num_classes": 7},
+        r"num_classes=7\). Received: shape \(6, 4\). Set `num_classes` to 4",
+    ),
+    "batch axes that differ": (
+        (IMAGES, LABELS[:5]),
+        {},
+        r"one size throughout. Received: `x` of shape \(6, 4, 4, 3\) and `y` of shape "
+        r"\(5, 4\)",
+    ),
+    "weights of another batch": (
+        (IMAGES, LABELS, np.ones(3)),
+        {},
+        r"`x` of shape \(6, 4, 4, 3\) and `w` of shape \(3,\)",
+    ),
+    "one image, number label": (
+        (IMAGES[0], np.int64(3)),
+        {"num_classes": 4},
+        r"`y` must have a leading batch axis.*call `dataset.batch\(...\)`",
+    ),
+    "one image, one-hot label": (
+        (IMAGES[0], LABELS[0]),
+        {},
+        r"`y` must have shape \(batch, num_classes\).*batch the dataset before",
+    ),
+    "one image in a dict": (
+        {"images": IMAGES[0], "labels": NUMBERS},
+        {"num_classes": 4},
+        r"`images` of shape \(4, 4, 3\) and `labels` of shape \(6,\). Batch the",
+    ),
+    "no images": ({"labels": LABELS}, {}, r"keys `images` and `labels`.*\['labels'\]"),
+    "no labels": ({"images": IMAGES}, {}, r"keys `images` and `labels`.*\['images'\]"),
+    "boxes": (
+        {"images": IMAGES, "labels": LABELS, "bounding_boxes": np.zeros((6, 2, 4))},
+        {},
+        "averages images and labels, not bounding_boxes",
+    ),
+    "masks": (
+        {"images": IMAGES, "labels": LABELS, "segmentation_masks": IMAGES},
+        {},
+        "averages images and labels, not segmentation_masks",
+    ),
+    "images alone": ((IMAGES,), {}, "Received: tuple of length 1. The labels"),
+    "four elements": ((IMAGES,) * 4, {}, "Received: tuple of length 4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BATCHES)
+@pytest.mark.parametrize("way", ["called", "mapped"])
+def test_bad_batches_are_refused_with_what_to_do(case, way):
+    batch, arguments, message = BAD_BATCHES[case]
+    layer = MixAvg(**arguments)
+    with pytest.raises(ValueError, match=message):
+        if way == "called":
+            layer(batch)
+        else:
+            one = tf.data.Dataset.from_tensors(batch)
+            one.map(lambda *b: layer(b if isinstance(batch, tuple) else b[0]))
+
+
+def test_a_bare_tensor_is_refused():
+    with pytest.raises(ValueError, match="must be called on.*so pass both"):
+        MixAvg()(IMAGES)
+    with pytest.raises(ValueError, match="Received no positional argument"):
+        MixAvg()()
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 300, 0.5])
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_labels_outside_the_classes_are_refused(wrong, shape):
+    y = np.array([0, 1, wrong, 3, 0, 1]).reshape(shape)
+    message = r"whole numbers in \[0, num_classes\) = \[0, 4\).*largest label plus"
+    with pytest.raises(ValueError, match=rf"{message}.*labels=\[{wrong}.*\]"):
+        MixAvg(num_classes=4)(IMAGES, y)
+    # In a compiled map the values are known at run time only.
+    dataset = tf.data.Dataset.from_tensors((IMAGES, y)).map(MixAvg(num_classes=4))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        list(dataset)
+
+
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        (
+            lambda: (tf.ragged.constant([[1.0], [2.0, 3.0]]), np.eye(2)),
+            "`x` must be a dense tensor. Received: a RaggedTensor",
+        ),
+        (
+            lambda: (np.eye(2), tf.sparse.from_dense(np.eye(2))),
+            "`y` must be a dense tensor. Received: a SparseTensor",
+        ),
+        (
+            lambda: (tf.constant([["a"], ["b"]]), np.eye(2)),
+            "`x` must be numbers. Received: dtype=string",
+        ),
+        (
+            lambda: (np.array([["a"], ["b"]]), np.eye(2)),
+            "`x` must be numbers. Received: dtype=str",
+        ),
+        (
+            lambda: {"images": np.eye(2), "labels": tf.constant(["a", "b"])},
+            "`labels` must be numbers. Received: dtype=string",
+        ),
+    ],
+)
+def test_strings_ragged_and_sparse_tensors_are_refused(batch, message):
+    with pytest.raises(TypeError, match=message):
+        MixAvg()(batch())
+    with pytest.raises(TypeError, match=message.replace("=str$", "=string")):
+        tf.data.Dataset.from_tensors(batch()).map(MixAvg())
+
+
+def test_what_is_no_array_is_refused():
+    with pytest.raises(TypeError, match="`y` must be a tensor or an array.*0 of type"):
+        MixAvg(num_classes=4)(IMAGES, [0, 1, 2, 3, 0, 1])
+
+
+def test_unknown_ranks_are_refused():
+    dataset = tf.data.Dataset.from_tensors((IMAGES, LABELS)).map(
+        lambda x, y: (tf.numpy_function(lambda x: x, [x], "float32"), y)
+    )
+    with pytest.raises(ValueError, match="`x` must have a known number of axes"):
+        dataset.map(MixAvg())
