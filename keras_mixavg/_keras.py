@@ -1,6 +1,7 @@
 """Everything that Keras does not make public and this package needs, in one place.
 
-Checked with Keras 3.10 to 3.15. If a release moves one of these, only this file changes.
+Checked with Keras 3.10 to 3.15. If a release moves one of these, only this file
+changes.
 """
 
 import sys
@@ -26,7 +27,7 @@ __all__ = [
 
 
 def has_values(tensor: Any) -> bool:
-    """Whether an eager tensor holds values, rather than standing for some in a trace."""
+    """Whether a tensor holds values, rather than standing for some in a trace."""
     if keras.backend.backend() == "jax":
         import jax
 

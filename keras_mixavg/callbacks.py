@@ -80,8 +80,8 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             raise ValueError(
                 f"`collect` must be one of {COLLECT}. Received: collect={collect!r}"
             )
-        self.prior_count = float(prior_count)
-        self.collect = collect
+        self.prior_count: float = float(prior_count)
+        self.collect: str = collect
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
         self._weights: dict[str, float] = {}  # of the running epoch, else empty
@@ -143,10 +143,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         for name, table in self._tables.items():
             if not table.armed:
                 warnings.warn(
-                    f"Something reset the model's metrics during epoch {epoch}, such as "
-                    "`model.evaluate` in another callback. The steps after it trained "
-                    "without global soft labels and left no evidence. Pass this "
-                    "GlobalSoftLabel to `evaluate(callbacks=[...])` to go on after it.",
+                    f"Something reset the model's metrics during epoch {epoch}, such "
+                    "as `model.evaluate` in another callback. The steps after it "
+                    "trained without global soft labels and left no evidence. Pass "
+                    "this callback to `evaluate(callbacks=[...])` to go on after it.",
                     stacklevel=2,
                 )
             table.reset_state()
@@ -177,7 +177,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
 
 def _soft_label_losses(model: Any) -> dict[str, SoftLabelCrossentropy]:
-    """Every SoftLabelCrossentropy of the model by output name, `""` for a single one."""
+    """Each SoftLabelCrossentropy of the model by output name, `""` if single."""
     losses = {
         name: loss
         for name, loss in _named(model.loss, getattr(model, "output_names", None))

@@ -191,7 +191,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
 
 
 def _check_weight(weight: Any, name: str) -> None:
-    if not isinstance(weight, numbers.Real) or not 0 <= weight <= 1:
+    if not isinstance(weight, numbers.Real) or not 0 <= float(weight) <= 1:
         raise ValueError(
             f"`{name}` must be a float in [0, 1], the share of the global soft label "
             f"in the target. Received: {weight!r}"

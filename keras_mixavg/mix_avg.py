@@ -188,12 +188,12 @@ class MixAvg(DataLayer):
             "labels": self._average_labels,
             "weights": self._average_weights,
         }
-        return {
-            key: keras.tree.map_structure(
-                lambda leaf, role=_role(key): average[role](leaf, partners), part
-            )
-            for key, part in parts.items()
-        }
+
+        def averaged(key: Any, part: Any) -> Any:
+            function = average[_role(key)]
+            return keras.tree.map_structure(lambda leaf: function(leaf, partners), part)
+
+        return {key: averaged(key, part) for key, part in parts.items()}
 
     def _average_inputs(self, x: Tensor, partners: Tensor | None) -> Tensor:
         dtype = _dtype(x)
@@ -254,8 +254,8 @@ class MixAvg(DataLayer):
         }
 
 
-def _role(key: Any) -> str | None:
-    return POSITIONS[key] if isinstance(key, int) else KEYS.get(key)
+def _role(key: Any) -> str:
+    return POSITIONS[key] if isinstance(key, int) else KEYS[key]
 
 
 def _roles(inputs: Any) -> dict[Any, str]:
@@ -278,7 +278,9 @@ def _roles(inputs: Any) -> dict[Any, str]:
     elif isinstance(inputs, (tuple, list)) and len(inputs) in (2, 3):
         keys = list(range(len(inputs)))
     else:
-        length = f" of length {len(inputs)}" if isinstance(inputs, (tuple, list)) else ""
+        length = (
+            f" of length {len(inputs)}" if isinstance(inputs, (tuple, list)) else ""
+        )
         raise ValueError(
             "MixAvg must be called on (x, y), (x, y, sample_weight) or a dict with "
             f"`images` and `labels`. Received: {type(inputs).__name__}{length}. The "
@@ -321,7 +323,7 @@ def _check_batch(inputs: Any, roles: dict[Any, str], num_classes: int | None) ->
 
 
 def _check_arguments(rate: Any, num_classes: Any) -> None:
-    if not isinstance(rate, numbers.Real) or not 0 <= rate <= 1:
+    if not isinstance(rate, numbers.Real) or not 0 <= float(rate) <= 1:
         raise ValueError(
             "`rate` must be a float in [0, 1], the probability that a sample is "
             f"averaged. Received: rate={rate!r}"
@@ -342,8 +344,8 @@ def _check_arguments(rate: Any, num_classes: Any) -> None:
 def _check_leaf(name: str, leaf: Any) -> None:
     if type(leaf).__name__ in NOT_DENSE:
         raise TypeError(
-            f"{name} must be a dense tensor. Received: a {type(leaf).__name__}. Make it "
-            "dense first, e.g. with `.to_tensor()`, `tf.sparse.to_dense` or "
+            f"{name} must be a dense tensor. Received: a {type(leaf).__name__}. Make "
+            "it dense first, e.g. with `.to_tensor()`, `tf.sparse.to_dense` or "
             "`padded_batch`."
         )
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -373,9 +375,9 @@ def _check_labels(name: str, y: Any, num_classes: int | None) -> None:
     if _holds_class_numbers(y, num_classes):
         if num_classes is None:
             raise ValueError(
-                f"{name} must have shape (batch, num_classes). Received: class numbers "
-                f"of shape {_shape(y)}. Pass `num_classes` to MixAvg, or one-hot encode "
-                "them with `keras.utils.to_categorical`."
+                f"{name} must have shape (batch, num_classes). Received: class "
+                f"numbers of shape {_shape(y)}. Pass `num_classes` to MixAvg, or "
+                "one-hot encode them with `keras.utils.to_categorical`."
             )
         if num_classes > EXACT_UP_TO.get(_dtype(y), math.inf):
             raise ValueError(

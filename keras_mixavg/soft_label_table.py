@@ -106,8 +106,8 @@ class SoftLabelTable(keras.metrics.Metric):
 
     def end_epoch(self, prior_count: float) -> None:
         """Equation (8), on the host: a new table, and the evidence starts anew."""
-        state = map(numpy_of, (self.table, self.evidence, self.mass))
-        new_table = equations.updated_table(*state, prior_count=prior_count)
+        table, evidence, mass = map(numpy_of, (self.table, self.evidence, self.mass))
+        new_table = equations.updated_table(table, evidence, mass, prior_count)
         self.table.assign(new_table.astype("float32"))
         for variable in (self.evidence, self.mass):
             variable.assign(np.zeros(variable.shape, "float32"))

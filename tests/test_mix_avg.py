@@ -12,9 +12,11 @@ from keras_mixavg import MixAvg
 
 def to_numpy(batch):
     return keras.tree.map_structure(
-        lambda leaf: keras.ops.convert_to_numpy(leaf)
-        if keras.ops.is_tensor(leaf)
-        else np.asarray(leaf),
+        lambda leaf: (
+            keras.ops.convert_to_numpy(leaf)
+            if keras.ops.is_tensor(leaf)
+            else np.asarray(leaf)
+        ),
         batch,
     )
 
@@ -258,7 +260,9 @@ def test_a_lone_sample_stays_as_it_is():
 
 
 def batches_of(dataset):
-    return [keras.tree.map_structure(np.asarray, b) for b in dataset.as_numpy_iterator()]
+    return [
+        keras.tree.map_structure(np.asarray, b) for b in dataset.as_numpy_iterator()
+    ]
 
 
 @pytest.mark.parametrize("rate", [0.5, 1.0])

@@ -1,0 +1,179 @@
+"""What every component must do, written once. A new component is one line below.
+
+`COMPONENTS` maps a name to (a factory, a use): the use feeds a small batch to the
+component and returns arrays that tell whether two of them behave alike.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_mixavg
+from keras_mixavg.soft_label_table import SoftLabelTable
+
+X = np.linspace(-1, 1, 24, dtype="float32").reshape(6, 4)
+Y = np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
+
+
+def arrays(values):
+    return [
+        np.asarray(keras.ops.convert_to_numpy(v)) for v in keras.tree.flatten(values)
+    ]
+
+
+def use_layer(layer):
+    return arrays(layer(X, Y))
+
+
+def use_loss(loss):
+    return [*arrays(loss(Y, 0.1 + np.abs(X[:, :3]))), np.array(loss.weight_at(2))]
+
+
+def use_metric(metric):
+    metric.update_state(Y, X[:, :3])
+    return arrays(metric.result())
+
+
+def trained(callback, loss=None):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.set_weights([X[:4, :3], np.zeros(3)])
+    loss = loss or keras_mixavg.SoftLabelCrossentropy(from_logits=True)
+    metrics = [keras_mixavg.SoftLabelAccuracy()]
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=metrics)
+    model.fit(X, Y, 4, epochs=2, callbacks=[callback], verbose=0, shuffle=False)
+    return model
+
+
+def use_callback(callback):
+    model = trained(callback)
+    return [callback.table, *model.get_weights()]
+
+
+def use_table(table):
+    table.build(3)
+    table.arm(0.5)
+    table.update_state(Y, np.abs(X[:, :3]), np.ones(6, "float32"))
+    return arrays([keras.ops.copy(v) for v in (table.evidence, table.mass)])
+
+
+COMPONENTS = {
+    "MixAvg": (
+        lambda: keras_mixavg.MixAvg(0.7, num_classes=3, seed=5, name="pairs"),
+        use_layer,
+    ),
+    "SoftLabelCrossentropy": (
+        lambda: keras_mixavg.SoftLabelCrossentropy(3, 0.4, reduction="sum", name="ce"),
+        use_loss,
+    ),
+    "SoftLabelAccuracy": (lambda: keras_mixavg.SoftLabelAccuracy("top"), use_metric),
+    "GlobalSoftLabel": (
+        lambda: keras_mixavg.GlobalSoftLabel(2.0, collect="all"),
+        use_callback,
+    ),
+    "SoftLabelTable": (lambda: SoftLabelTable("all", name="table"), use_table),
+}
+
+
+def assert_alike(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def config_is_json_and_round_trips(make, use):
+    config = make().get_config()
+    assert json.loads(json.dumps(config)) == config
+    restored = type(make()).from_config(config)
+    assert restored.get_config() == config
+    assert_alike(use(restored), use(make()))
+
+
+def is_registered_for_serialization(make, use):
+    registered = keras.saving.get_registered_name(type(make()))
+    assert registered == f"keras_mixavg>{type(make()).__name__}"
+    serialized = json.loads(json.dumps(keras.saving.serialize_keras_object(make())))
+    restored = keras.saving.deserialize_keras_object(serialized, safe_mode=True)
+    assert type(restored) is type(make())
+    assert_alike(use(restored), use(make()))
+
+
+def two_of_the_same_arguments_behave_alike(make, use):
+    assert_alike(use(make()), use(make()))
+
+
+def results_are_finite_float32(make, use):
+    for array in use(make()):
+        assert np.isfinite(array).all()
+        assert array.dtype == "float32" or array.shape == ()
+
+
+def works_under_a_mixed_precision_policy(make, use):
+    policy = keras.config.dtype_policy()
+    expected = use(make())
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        result = use(make())
+    finally:
+        keras.config.set_dtype_policy(policy)
+    for one, other in zip(result, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=0.05, atol=0.02)
+
+
+def has_a_complete_docstring(make, use):
+    sections = ["Args:", "Raises:", "Example:"]
+    if type(make()).__name__ in keras_mixavg.__all__:
+        for section in sections:
+            assert section in type(make()).__doc__
+
+
+CHECKS = [
+    config_is_json_and_round_trips,
+    is_registered_for_serialization,
+    two_of_the_same_arguments_behave_alike,
+    results_are_finite_float32,
+    works_under_a_mixed_precision_policy,
+    has_a_complete_docstring,
+]
+
+
+def whole_model_survives_a_fresh_process(folder: Path):
+    """Save a trained model as .keras; load and evaluate it in another process."""
+    model = trained(keras_mixavg.GlobalSoftLabel())
+    model.save(folder / "model.keras")
+    np.savez(folder / "data.npz", x=X, y=Y)
+    program = (
+        "import sys, json, keras, numpy, keras_mixavg\n"
+        "model = keras.saving.load_model(sys.argv[1] + '/model.keras')\n"
+        "data = numpy.load(sys.argv[1] + '/data.npz')\n"
+        "print(json.dumps(model.evaluate(data['x'], data['y'], verbose=0)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    values = json.loads(result.stdout.splitlines()[-1])
+    np.testing.assert_allclose(values, model.evaluate(X, Y, verbose=0), rtol=1e-6)
+
+
+def all_of_them_train_together_in_one_compiled_fit(jit_compile):
+    data = tf.data.Dataset.from_tensor_slices((X, Y.argmax(axis=1))).batch(4)
+    data = data.map(COMPONENTS["MixAvg"][0]())
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(
+        "sgd",
+        keras_mixavg.SoftLabelCrossentropy(from_logits=True),
+        metrics=[keras_mixavg.SoftLabelAccuracy()],
+        jit_compile=jit_compile,
+    )
+    callback = keras_mixavg.GlobalSoftLabel()
+    history = model.fit(data, epochs=2, callbacks=[callback], verbose=0, shuffle=False)
+    assert np.isfinite(history.history["loss"]).all()
+    np.testing.assert_allclose(callback.table.sum(axis=1), 1, rtol=1e-6)

@@ -1,0 +1,417 @@
+import csv
+import gc
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import reference
+from test_training import (
+    CLASSES,
+    FEATURES,
+    averaged_batches,
+    fit,
+    linear_model,
+)
+
+from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
+
+EXPECTED = {"prior_count": 1.0, "collect": "correct"}
+
+
+def compiled_model(kernel, learning_rate=0.1, **kwargs):
+    model = linear_model(kernel)
+    optimizer = keras.optimizers.SGD(learning_rate)
+    model.compile(optimizer, SoftLabelCrossentropy(from_logits=True), **kwargs)
+    return model
+
+
+@pytest.fixture
+def batches(rng):
+    return averaged_batches(rng)
+
+
+@pytest.fixture
+def kernel(rng):
+    return (0.3 * rng.normal(size=(FEATURES, CLASSES))).astype("float32")
+
+
+def assert_nothing_is_left(model, batches):
+    """The model is as if it had never met the method: its loss in every use, too."""
+    assert [metric.name for metric in model.metrics] == ["loss"]
+    x, y, _ = batches[0]
+    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+    expected = float(plain(y, model(x)))
+    assert float(model.loss(y, model(x))) == pytest.approx(expected, rel=1e-6)
+    assert float(model.test_on_batch(x, y)) == pytest.approx(expected, rel=1e-6)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, rel=1e-6)
+    assert float(model.train_on_batch(x, y)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_after_fit_nothing_is_left_attached(batches, kernel):
+    model = compiled_model(kernel)
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [callback])
+    table = callback.table
+    assert_nothing_is_left(model, batches)
+    np.testing.assert_array_equal(callback.table, table)
+
+
+class Raise(keras.callbacks.Callback):
+    def __init__(self, hook, error):
+        super().__init__()
+        self.times = itertools.count()
+        setattr(self, hook, self.hook)
+        self.error = error
+
+    def hook(self, *args, **kwargs):
+        if next(self.times) == 1:
+            raise self.error
+
+
+HOOKS = ["on_train_batch_end", "on_epoch_begin", "on_epoch_end", "on_test_batch_end"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("first", ["the callback", "the one that raises"])
+def test_after_an_exception_nothing_is_left_attached(
+    batches, kernel, hook, error, first
+):
+    model = compiled_model(kernel)
+    callback = GlobalSoftLabel()
+    callbacks = [callback, Raise(hook, error)]
+    if first != "the callback":
+        callbacks.reverse()
+    try:
+        fit(model, batches, 3, callbacks, validation_data=batches[0][:2])
+    except error:
+        # Even while the traceback is alive, evaluation is plain.
+        x, y, _ = batches[0]
+        plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+        expected = pytest.approx(float(plain(y, model(x))), rel=1e-6)
+        assert model.evaluate(x, y, verbose=0) == expected
+    else:
+        pytest.fail("no exception")
+    gc.collect()
+    table = callback.table
+    assert_nothing_is_left(model, batches)
+    np.testing.assert_array_equal(callback.table, table)
+
+
+def test_after_an_exception_in_the_data_nothing_is_left_attached(batches, kernel):
+    model = compiled_model(kernel)
+
+    class Data(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError("unreadable")
+            return batches[index][:2]
+
+    with pytest.raises(Exception, match="unreadable"):  # each backend wraps it
+        model.fit(
+            Data(), callbacks=[GlobalSoftLabel()], verbose=0, shuffle=False, epochs=2
+        )
+    gc.collect()
+    assert_nothing_is_left(model, batches)
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self.batch:
+            self.model.stop_training = True
+
+
+def test_stop_training_ends_the_epoch_with_the_evidence_so_far(batches, kernel):
+    model = compiled_model(kernel)
+    callback = GlobalSoftLabel()
+    fit(model, batches, 3, [callback, StopAfter(1)])
+    expected = reference.Training(kernel, 0.1, **EXPECTED)
+    expected.epoch(batches[:2])
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_nothing_is_left(model, batches)
+
+
+@pytest.mark.parametrize("second", ["the same callback", "a new callback"])
+def test_a_second_fit_goes_on_from_the_table(batches, kernel, second):
+    model = compiled_model(kernel)
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [callback])
+    if second == "a new callback":
+        callback = GlobalSoftLabel()
+    fit(model, batches, 1, [callback])
+    expected = reference.Training(kernel, 0.1, **EXPECTED)
+    for _ in range(3):
+        expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+
+@pytest.mark.parametrize("second", ["the same callback", "a new callback"])
+def test_a_fit_after_a_crash_goes_on_with_table_and_evidence(batches, kernel, second):
+    model = compiled_model(kernel)
+    callback = GlobalSoftLabel()
+    boom = Raise("on_train_batch_end", RuntimeError)  # after the second batch
+    with pytest.raises(RuntimeError):
+        fit(model, batches, 3, [callback, boom])
+    if second == "a new callback":
+        callback = GlobalSoftLabel()
+    fit(model, batches, 1, [callback])
+    expected = reference.Training(kernel, 0.1, **EXPECTED)
+    expected.step(*batches[0])
+    expected.step(*batches[1])
+    expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+
+
+def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
+    """A step compiled without the table must not serve one with it, nor vice versa."""
+    model = compiled_model(kernel)
+    expected = reference.Training(kernel, 0.1, **EXPECTED)
+    for use in (False, True, False, True):
+        callback = GlobalSoftLabel()
+        fit(model, batches, 1, [callback] if use else [])
+        expected.global_weight = 0.25 if use else 0.0
+        table = expected.table
+        expected.epoch(batches)
+        if not use:
+            expected.table = table
+        np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+        if use:
+            np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+
+def test_evaluate_inside_an_epoch_leaks_nothing_and_says_so(batches, kernel):
+    model = compiled_model(kernel, learning_rate=0.0)
+    x, y, _ = batches[2]
+
+    class Evaluate(keras.callbacks.Callback):
+        def __init__(self, **kwargs):
+            super().__init__()
+            self.kwargs = kwargs
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 0:
+                self.model.evaluate(x, y, verbose=0, **self.kwargs)
+
+    callback = GlobalSoftLabel()
+    with pytest.warns(UserWarning, match="reset the model's metrics during epoch 0"):
+        fit(model, batches, 1, [callback, Evaluate()])
+    expected = reference.Training(kernel, **EXPECTED)
+    expected.epoch(batches[:1])
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+    model = compiled_model(kernel, learning_rate=0.0)
+    callback = GlobalSoftLabel()
+    fit(model, batches, 1, [callback, Evaluate(callbacks=[callback])])
+    expected = reference.Training(kernel, **EXPECTED)
+    expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+
+def test_global_weight_follows_the_epoch(batches, kernel):
+    model = linear_model(kernel)
+    weights = [0.0, 0.3, 0.9]
+    loss = SoftLabelCrossentropy(
+        global_weight=lambda epoch: weights[epoch], from_logits=True
+    )
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    callback = GlobalSoftLabel()
+    fit(model, batches, 3, [callback], initial_epoch=1)
+    expected = reference.Training(kernel, 0.1, **EXPECTED)
+    for weight in weights[1:]:
+        expected.global_weight = weight
+        expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+
+def test_a_bad_weight_ends_training_in_its_epoch_and_leaves_nothing(batches, kernel):
+    model = linear_model(kernel)
+    loss = SoftLabelCrossentropy(global_weight=lambda epoch: epoch, from_logits=True)
+    model.compile("sgd", loss)
+    with pytest.raises(ValueError, match=r"`global_weight\(2\)` must be a float in"):
+        fit(model, batches, 3, [GlobalSoftLabel()])
+    gc.collect()
+    assert_nothing_is_left(model, batches)
+
+
+def test_history_and_csv_show_the_statistics(batches, kernel, tmp_path):
+    model = compiled_model(kernel)
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    history = fit(model, batches, 2, [GlobalSoftLabel(), log]).history
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("soft_label_confidence", "soft_label_entropy"):
+        logged = [float(row[name]) for row in rows]
+        np.testing.assert_allclose(logged, history[name], rtol=1e-6)
+
+
+# --- Models --------------------------------------------------------------------------
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(CLASSES, use_bias=False)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+@pytest.mark.parametrize("built", ["never", "before compile", "after compile"])
+@pytest.mark.parametrize("make", [Subclassed, keras.Sequential])
+def test_models_of_every_kind_can_be_trained(batches, kernel, make, built):
+    model = make()
+    if make is keras.Sequential:
+        model.add(keras.layers.Dense(CLASSES, use_bias=False))
+    for layer in model.layers:
+        layer.kernel_initializer = keras.initializers.Constant(kernel)
+    if built == "before compile":
+        model(batches[0][0])
+    model.compile(keras.optimizers.SGD(0.1), SoftLabelCrossentropy(from_logits=True))
+    if built == "after compile":
+        model(batches[0][0])
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [callback])
+    expected = reference.Training(kernel, 0.1, **EXPECTED)
+    for _ in range(2):
+        expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_nothing_is_left(model, batches)
+
+
+@pytest.mark.parametrize("structure", ["dict", "list"])
+def test_each_output_has_a_table_of_its_own(rng, structure):
+    inputs = keras.Input((FEATURES,))
+    outputs = [
+        keras.layers.Dense(units, name=name, use_bias=False)(inputs)
+        for name, units in (("kind", CLASSES), ("size", 1), ("colour", 3))
+    ]
+    if structure == "dict":
+        outputs = dict(zip(("kind", "size", "colour"), outputs, strict=True))
+    model = keras.Model(inputs, outputs)
+    loss = [
+        SoftLabelCrossentropy(from_logits=True),
+        keras.losses.MeanSquaredError(),
+        SoftLabelCrossentropy(from_logits=True, global_weight=0.5),
+    ]
+    x = rng.normal(size=(12, FEATURES)).astype("float32")
+    y = [
+        rng.dirichlet(np.ones(CLASSES), size=12).astype("float32"),
+        np.zeros((12, 1)),
+        rng.dirichlet(np.ones(3), size=12).astype("float32"),
+    ]
+    if structure == "dict":
+        loss = dict(zip(("kind", "size", "colour"), loss, strict=True))
+        y = dict(zip(("kind", "size", "colour"), y, strict=True))
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    callback = GlobalSoftLabel(collect="all")
+    history = model.fit(
+        x, y, batch_size=4, epochs=2, verbose=0, callbacks=[callback], shuffle=False
+    )
+    assert list(callback.table) == ["kind", "colour"]
+    for name, units in (("kind", CLASSES), ("colour", 3)):
+        kernel = model.get_layer(name).get_weights()[0]
+        labels = y[name] if structure == "dict" else y[0 if name == "kind" else 2]
+        expected = reference.Training(kernel, collect="all")
+        for _ in range(2):
+            expected.epoch([(x, labels, None)])
+        np.testing.assert_allclose(callback.table[name], expected.table, atol=1e-6)
+        confidence = history.history[f"{name}_soft_label_confidence"][-1]
+        assert confidence == pytest.approx(np.trace(expected.table) / units, abs=1e-6)
+    assert not [name for name in model.metrics_names if "soft_label" in name]
+
+
+def test_the_table_is_a_copy(batches, kernel):
+    callback = GlobalSoftLabel()
+    fit(compiled_model(kernel), batches, 1, [callback])
+    callback.table[:] = 0
+    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
+
+
+def test_a_trained_model_can_be_saved_and_loaded(batches, kernel, tmp_path):
+    model = compiled_model(kernel)
+    fit(model, batches, 1, [GlobalSoftLabel()])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.get_weights()[0], model.get_weights()[0])
+    fit(loaded, batches, 1, [GlobalSoftLabel()])
+
+
+# --- Bad use -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prior_count": -1}, "`prior_count` must be a finite float.*prior_count=-1"),
+        ({"prior_count": float("inf")}, "`prior_count` must be a finite.*=inf"),
+        ({"prior_count": float("nan")}, "`prior_count` must be a finite.*=nan"),
+        ({"prior_count": "some"}, "`prior_count` must be a finite float.*'some'"),
+        ({"collect": "best"}, r"`collect` must be one of \('correct', 'all'\).*'best'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GlobalSoftLabel(**arguments)
+
+
+def test_a_model_without_the_loss_is_refused(batches, kernel):
+    model = linear_model(kernel)
+    model.compile("sgd", "categorical_crossentropy")
+    message = (
+        "needs a model compiled with a SoftLabelCrossentropy.*"
+        "model.loss='categorical_crossentropy'. Compile the model with"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(model, batches, 1, [GlobalSoftLabel()])
+
+
+def two_headed_model():
+    inputs = keras.Input((FEATURES,))
+    heads = [keras.layers.Dense(CLASSES, name=name)(inputs) for name in ("a", "b")]
+    return keras.Model(inputs, heads)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_one_loss_for_two_outputs_is_refused(single):
+    model = two_headed_model()
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model.compile("sgd", loss if single else [loss, loss])
+    x, y = np.zeros((4, FEATURES)), np.eye(CLASSES)
+    with pytest.raises(
+        ValueError, match="Each output needs a SoftLabelCrossentropy of"
+    ):
+        model.fit(x, [y, y], callbacks=[GlobalSoftLabel()], verbose=0)
+
+
+def test_there_is_no_table_before_training():
+    with pytest.raises(RuntimeError, match="no table before the first batch"):
+        _ = GlobalSoftLabel().table
+
+
+def test_class_numbers_as_labels_are_refused_by_fit(kernel):
+    model = compiled_model(kernel)
+    message = r"y_true.shape=\((None|4),.*Pass the dataset through MixAvg"
+    with pytest.raises(ValueError, match=message):
+        model.fit(
+            np.zeros((4, FEATURES)),
+            np.zeros(4, "int64"),
+            callbacks=[GlobalSoftLabel()],
+            verbose=0,
+        )
+
+
+def test_the_config_round_trips():
+    callback = GlobalSoftLabel(prior_count=3, collect="all")
+    restored = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(callback)
+    )
+    assert restored.get_config() == {"prior_count": 3.0, "collect": "all"}

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import reference
+
+pytest.importorskip("matplotlib")
+
+from keras_mixavg import plotting  # noqa: E402
+
+PARTNERS = [1, 0, 2]
+
+
+def pairs(rng, channels):
+    shape = (3, 4, 4, channels) if channels else (3, 4, 4)
+    images = rng.uniform(size=shape)
+    labels = np.eye(3)
+    mixed = [reference.averaged(part, PARTNERS) for part in (images, labels)]
+    return images, labels, *mixed
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_pairs_show_each_image_its_partner_and_their_average(rng, channels):
+    images, labels, mixed, mixed_labels = pairs(rng, channels)
+    figure = plotting.plot_pairs(images, labels, mixed, mixed_labels, ["a", "b", "c"])
+    texts = [ax.get_xlabel() for ax in figure.axes]
+    assert texts == ["a", "b", "c", "b", "a", "", *["0.5 a\n0.5 b"] * 2, "c"]
+    shown = [ax.images[0].get_array() if ax.images else None for ax in figure.axes]
+    assert [image is None for image in shown] == [i == 5 for i in range(9)]
+    scaled = np.squeeze(images)
+    if channels == 3:
+        scaled = (scaled - images.min()) / (images.max() - images.min())
+    np.testing.assert_allclose(shown[3], scaled[1])
+    figure.canvas.draw()
+
+
+def test_pairs_take_class_numbers_and_show_at_most_the_columns_asked_for(rng):
+    images, _, mixed, mixed_labels = pairs(rng, 3)
+    figure = plotting.plot_pairs(
+        images, np.arange(3), mixed, mixed_labels, max_columns=2
+    )
+    texts = [ax.get_xlabel() for ax in figure.axes]
+    assert texts == ["0", "1", "1", "0", "0.5 0\n0.5 1", "0.5 0\n0.5 1"]
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+def test_a_table_is_shown_with_its_names(rng, num_classes):
+    table = rng.dirichlet(np.ones(num_classes), size=num_classes)
+    names = [f"class {k}" for k in range(num_classes)]
+    figure = plotting.plot_table(table, names)
+    ax = figure.axes[0]
+    diagonal, rest = (image.get_array() for image in ax.images)
+    np.testing.assert_allclose(diagonal.filled(0) + rest.filled(0), table)
+    if num_classes <= plotting.MAX_NUMBERS:
+        assert [label.get_text() for label in ax.get_yticklabels()] == names
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x, y: plotting.plot_table(x[0, :2]), r"\(num_classes, num_classes\)"),
+        (lambda x, y: plotting.plot_table(y, ["a"]), "`class_names` must have 3 entr"),
+        (
+            lambda x, y: plotting.plot_pairs(x, y, x[:2], y),
+            "one batch before and after",
+        ),
+        (lambda x, y: plotting.plot_pairs(x, y, x, y[:, 0]), "one batch before and"),
+        (lambda x, y: plotting.plot_pairs(y, y, x, y), r"`images` must have shape"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(np.zeros((3, 4, 4)), np.eye(3))

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import reference
+
+from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
+
+
+@pytest.fixture
+def table():
+    table = SoftLabelTable(collect="all")
+    table.build(3)
+    return table
+
+
+def test_it_starts_as_the_identity_without_evidence(table):
+    np.testing.assert_array_equal(numpy_of(table.table), np.eye(3))
+    np.testing.assert_array_equal(numpy_of(table.evidence), np.zeros((3, 3)))
+    np.testing.assert_array_equal(numpy_of(table.mass), np.zeros((3, 3)))
+    assert not table.armed
+
+
+def test_resetting_the_metrics_disarms_and_loses_nothing(table, rng):
+    table.arm(0.5)
+    assert table.armed and float(numpy_of(table.weight)) == 0.5
+    labels = rng.dirichlet(np.ones(3), size=4).astype("float32")
+    table.update_state(labels, labels, np.ones(4, "float32"))
+    evidence = numpy_of(table.evidence)
+    table.reset_state()
+    assert not table.armed and float(numpy_of(table.weight)) == 0
+    np.testing.assert_array_equal(numpy_of(table.evidence), evidence)
+
+
+def test_an_epoch_ends_with_equation_8_and_no_evidence(table, rng):
+    labels, probabilities = rng.dirichlet(np.ones(3), size=(2, 9)).astype("float32")
+    expected = np.eye(3)
+    for _ in range(2):
+        table.arm(0.5)
+        table.update_state(labels, probabilities, np.ones(9, "float32"))
+        table.end_epoch(prior_count=2.0)
+        n, m = reference.evidence(labels, probabilities, None, "all")
+        expected = reference.updated_table(expected, n, m, 2.0)
+        np.testing.assert_allclose(numpy_of(table.table), expected, atol=1e-6)
+        np.testing.assert_array_equal(numpy_of(table.evidence), 0)
+        np.testing.assert_array_equal(numpy_of(table.mass), 0)
+
+
+def test_statistics_are_confidence_and_entropy_in_nats(table):
+    table.table.assign(np.array([[1, 0, 0], [0, 0.5, 0.5], [0.25] * 2 + [0.5]], "f4"))
+    statistics = table.statistics()
+    assert statistics["soft_label_confidence"] == pytest.approx(2 / 3)
+    entropy = (0 + np.log(2) + 1.5 * np.log(2)) / 3
+    assert statistics["soft_label_entropy"] == pytest.approx(entropy)
+
+
+def test_it_reports_nothing_as_a_metric(table):
+    assert table.result() == {}

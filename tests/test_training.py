@@ -1,0 +1,278 @@
+"""The whole method: `model.fit` against the NumPy training of reference.py."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+
+from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
+from keras_mixavg.soft_label_table import numpy_of
+
+FEATURES, CLASSES = 5, 4
+
+
+class Tables(keras.callbacks.Callback):
+    """What a GlobalSoftLabel before it shows at each epoch's end."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source = source
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(self.source.table)
+
+
+def linear_model(kernel, from_logits=True):
+    model = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(
+                CLASSES,
+                use_bias=False,
+                activation=None if from_logits else "softmax",
+            ),
+        ]
+    )
+    model.set_weights([np.array(kernel, "float32")])
+    return model
+
+
+def averaged_batches(rng, weighted=False, classes=range(CLASSES), sizes=(16, 16, 9)):
+    """Batches of averaged pairs and whole samples, and the weights of some."""
+    centres = 3 * np.random.default_rng(7).normal(size=(CLASSES, FEATURES))
+    batches = []
+    for size in sizes:
+        numbers = rng.choice(list(classes), size=size)
+        x = (centres[numbers] + rng.normal(size=(size, FEATURES))).astype("float32")
+        y = reference.one_hot(numbers, CLASSES)
+        partners = np.arange(size)
+        partners[: size // 2] = np.roll(partners[: size // 2], 1)
+        x = reference.averaged(x, partners).astype("float32")
+        y = reference.averaged(y, partners).astype("float32")
+        w = rng.uniform(0.1, 2, size=size).astype("float32") if weighted else None
+        batches.append((x, y, w))
+    return batches
+
+
+def dataset_of(batches):
+    """A dataset that yields just these batches, in this order."""
+    batches = [tuple(part for part in batch if part is not None) for batch in batches]
+    spec = tuple(tf.TensorSpec((None, *part.shape[1:])) for part in batches[0])
+    data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+    return data.apply(tf.data.experimental.assert_cardinality(len(batches)))
+
+
+def fit(model, batches, epochs, callbacks, **kwargs):
+    kwargs = {"verbose": 0, "shuffle": False, **kwargs}
+    dataset = dataset_of(batches)
+    return model.fit(dataset, epochs=epochs, callbacks=callbacks, **kwargs)
+
+
+CASES = {
+    "as it is": {},
+    "from probabilities": {"from_logits": False},
+    "with sample weights": {"weighted": True},
+    "with a class that never appears": {"classes": (0, 1, 3)},
+    "with a heavy prior": {"prior_count": 50.0},
+    "without a prior": {"prior_count": 0.0},
+    "from all samples": {"collect": "all"},
+    "from all samples, weighted, heavy weight": {
+        "collect": "all",
+        "weighted": True,
+        "global_weight": 0.9,
+    },
+    "one batch": {"sizes": (12,)},
+    "batches of one": {"sizes": (1, 1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, 0.1])
+@pytest.mark.parametrize("case", CASES)
+def test_the_tables_of_three_epochs_equal_the_reference(rng, case, learning_rate):
+    settings = {
+        "from_logits": True,
+        "global_weight": 0.25,
+        "prior_count": 1.0,
+        "collect": "correct",
+        **CASES[case],
+    }
+    data = {k: settings[k] for k in ("weighted", "classes", "sizes") if k in settings}
+    batches = averaged_batches(rng, **data)
+    kernel = rng.normal(size=(FEATURES, CLASSES)) * 0.3
+    choice = {k: settings[k] for k in ("prior_count", "collect")}
+
+    model = linear_model(kernel, settings["from_logits"])
+    model.compile(
+        keras.optimizers.SGD(learning_rate),
+        SoftLabelCrossentropy(
+            global_weight=settings["global_weight"],
+            from_logits=settings["from_logits"],
+        ),
+    )
+    callback = GlobalSoftLabel(**choice)
+    tables = Tables(callback)
+    validation = dataset_of(averaged_batches(rng))  # must leave no trace
+    history = fit(model, batches, 3, [callback, tables], validation_data=validation)
+
+    expected = reference.Training(
+        kernel.astype("float32"), learning_rate, settings["global_weight"], **choice
+    )
+    for epoch in range(3):
+        loss = expected.epoch(batches)
+        np.testing.assert_allclose(tables.seen[epoch], expected.table, atol=1e-6)
+        np.testing.assert_allclose(tables.seen[epoch].sum(axis=1), 1, atol=1e-6)
+        logged = {key: values[epoch] for key, values in history.history.items()}
+        assert logged["loss"] == pytest.approx(loss, rel=2e-6)
+        confidence = np.trace(expected.table) / CLASSES
+        assert logged["soft_label_confidence"] == pytest.approx(confidence, abs=1e-6)
+        positive = np.where(expected.table > 0, expected.table, 1)
+        entropy = -np.sum(expected.table * np.log(positive)) / CLASSES
+        assert logged["soft_label_entropy"] == pytest.approx(entropy, abs=1e-5)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    if "classes" in settings:
+        np.testing.assert_allclose(callback.table[2], np.eye(CLASSES)[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("prior_count", [0.0, 1.0])
+def test_pairs_that_never_separate_share_what_they_show(rng, prior_count):
+    x = rng.normal(size=(20, FEATURES)).astype("float32")
+    pairs = np.array([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], "float32")
+    batches = [(x[i : i + 5], pairs[rng.integers(0, 2, 5)], None) for i in (0, 5, 10)]
+    kernel = rng.normal(size=(FEATURES, CLASSES))
+    model = linear_model(kernel)
+    model.compile(keras.optimizers.SGD(0.1), SoftLabelCrossentropy(from_logits=True))
+    callback = GlobalSoftLabel(prior_count, collect="all")
+    fit(model, batches, 3, [callback])
+    expected = reference.Training(
+        kernel.astype("float32"), 0.1, prior_count=prior_count, collect="all"
+    )
+    for _ in range(3):
+        expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+
+def test_online_label_smoothing_is_a_special_case(rng):
+    """arXiv 2011.12562: S_c is the mean softmax output of the correct samples of class
+    c in the last epoch, and the loss the mean of those on hard and soft labels.
+
+    Ours adds 1e-6 of the mean class count, which the tolerance below leaves room for as
+    long as the classes have about as many correct samples each.
+    """
+    numbers = np.arange(40) % CLASSES
+    centres = 4 * np.eye(CLASSES, FEATURES)
+    x = (centres[numbers] + rng.normal(size=(40, FEATURES))).astype("float32")
+    numbers[[0, 13, 27]] = [1, 2, 0]  # labels that the model will get wrong
+    batches = [
+        (x[i : i + 10], np.eye(CLASSES, dtype="float32")[numbers[i : i + 10]], None)
+        for i in range(0, 40, 10)
+    ]
+    kernel = (centres.T * 0.1).astype("float32")
+    model = linear_model(kernel)
+    loss = SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05), loss)
+    callback = GlobalSoftLabel(prior_count=0, collect="correct")
+    tables = Tables(callback)
+    history = fit(model, batches, 4, [callback, tables]).history
+
+    kernel = kernel.astype("float64")
+    soft_labels = np.eye(CLASSES)
+    for epoch in range(4):
+        sums, counts = np.zeros((CLASSES, CLASSES)), np.zeros(CLASSES)
+        losses = []
+        for xs, ys, _ in batches:
+            z = xs @ kernel
+            p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+            true = ys.argmax(axis=1)
+            hard = -np.log(p[range(10), true])
+            soft = -(soft_labels[true] * np.log(p)).sum(axis=1)
+            losses.append(np.mean(0.5 * hard + 0.5 * soft))
+            for c, row in zip(true, p, strict=True):
+                if row.argmax() == c:
+                    sums[c] += row
+                    counts[c] += 1
+            goal = 0.5 * ys + 0.5 * soft_labels[true]
+            kernel -= 0.05 * xs.T @ (p - goal) / 10
+        assert counts.min() >= 7 and counts.sum() < 40
+        soft_labels = sums / counts[:, None]
+        np.testing.assert_allclose(tables.seen[epoch], soft_labels, atol=1e-6)
+        assert history["loss"][epoch] == pytest.approx(np.mean(losses), rel=2e-6)
+
+
+def test_the_compiled_loss_changes_when_the_callback_changes_the_table(rng):
+    """A loss that owns its variable is frozen into the compiled step on JAX."""
+    batches = averaged_batches(rng)
+    model = linear_model(rng.normal(size=(FEATURES, CLASSES)))
+    model.compile(keras.optimizers.SGD(0.0), SoftLabelCrossentropy(from_logits=True))
+    losses = fit(model, batches, 3, [GlobalSoftLabel()]).history["loss"]
+    assert abs(losses[1] - losses[0]) > 1e-3
+    assert abs(losses[2] - losses[1]) > 1e-6
+
+
+def test_val_loss_is_plain_crossentropy_before_during_and_after_fit(rng):
+    model = linear_model(rng.normal(size=(FEATURES, CLASSES)))
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        SoftLabelCrossentropy(global_weight=0.9, from_logits=True),
+    )
+    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+    x, y, _ = averaged_batches(rng, sizes=(32,))[0]
+
+    def expected():
+        return float(plain(y, model(x)))
+
+    during = []
+
+    class Expect(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            during.append((logs["val_loss"], expected()))
+
+    def evaluated(**kwargs):
+        return model.evaluate(x, y, batch_size=32, verbose=0, **kwargs)
+
+    assert evaluated() == pytest.approx(expected(), rel=1e-6)
+    callback = GlobalSoftLabel()
+    batches = averaged_batches(rng)
+    fit(model, batches, 3, [callback, Expect()], validation_data=(x, y))
+    assert len(during) == 3 and np.abs(callback.table - np.eye(CLASSES)).max() > 0.05
+    for one, other in during:
+        assert one == pytest.approx(other, rel=1e-6)
+    table = callback.table
+    assert evaluated() == pytest.approx(expected(), rel=1e-6)
+    assert evaluated(callbacks=[callback]) == pytest.approx(expected(), rel=1e-6)
+    model.predict(x, verbose=0, callbacks=[callback])
+    np.testing.assert_array_equal(callback.table, table)
+    assert float(model.test_on_batch(x, y)) == pytest.approx(expected(), rel=1e-6)
+
+
+def test_validation_leaves_no_evidence(rng):
+    batches, kernel = averaged_batches(rng), rng.normal(size=(FEATURES, CLASSES))
+    tables = []
+    for validation in (None, dataset_of(averaged_batches(rng))):
+        model = linear_model(kernel)
+        model.compile("sgd", SoftLabelCrossentropy(from_logits=True))
+        callback = GlobalSoftLabel()
+        fit(model, batches, 3, [callback], validation_data=validation)
+        tables.append(callback.table)
+        for variable in (model.soft_label_table.evidence, model.soft_label_table.mass):
+            np.testing.assert_array_equal(numpy_of(variable), 0)
+    np.testing.assert_array_equal(*tables)
+
+
+def test_the_method_learns_from_class_numbers_through_a_pipeline(rng):
+    centres = 4 * rng.normal(size=(CLASSES, FEATURES))
+    numbers = rng.integers(0, CLASSES, size=256)
+    x = (centres[numbers] + rng.normal(size=(256, FEATURES))).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, numbers))
+    train = data.shuffle(256, seed=0).batch(32).map(MixAvg(num_classes=CLASSES, seed=0))
+    model = linear_model(np.zeros((FEATURES, CLASSES)))
+    model.compile(
+        keras.optimizers.SGD(0.1),
+        SoftLabelCrossentropy(from_logits=True),
+    )
+    callback = GlobalSoftLabel()
+    model.fit(train, epochs=10, callbacks=[callback], verbose=0, shuffle=False)
+    predicted = model.predict(x, verbose=0).argmax(axis=1)
+    assert np.mean(predicted == numbers) > 0.95
+    assert np.all(callback.table.argmax(axis=1) == range(CLASSES))
