@@ -1,4 +1,6 @@
 import collections
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -333,6 +335,24 @@ def test_every_epoch_of_a_dataset_has_new_pairs_and_every_run_the_same():
         runs.append([[y for _, y in batches_of(mapped)] for _ in range(2)])
     np.testing.assert_array_equal(runs[0], runs[1])
     assert np.any(np.array(runs[0][0]) != np.array(runs[0][1]))
+
+
+def test_op_determinism_fixes_the_pairs_of_a_parallel_map():
+    program = """
+import keras, numpy as np, tensorflow as tf
+from keras_mixavg import MixAvg
+keras.utils.set_random_seed(0)
+tf.config.experimental.enable_op_determinism()
+data = tf.data.Dataset.from_tensor_slices(np.eye(320, dtype="float32")).batch(16)
+data = data.map(lambda x: (x, x))
+def two_epochs(calls):
+    mapped = data.map(MixAvg(seed=1), num_parallel_calls=calls)
+    return [np.concatenate([x for x, _ in mapped]) for _ in range(2)]
+first, second = two_epochs(tf.data.AUTOTUNE), two_epochs(None)
+np.testing.assert_array_equal(first, second)
+assert np.any(first[0] != first[1])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_xla_compiles_it():

@@ -1,0 +1,105 @@
+"""What is written is executed: the code of both READMEs and of every docstring."""
+
+import doctest
+import importlib
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mixavg
+
+ROOT = Path(__file__).parent.parent
+READMES = ["README.md", "keras_mixavg/README.md"]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks():
+    for name in READMES:
+        text = (ROOT / name).read_text()
+        for match in BLOCK.finditer(text):
+            line = text[: match.start()].count("\n") + 1
+            yield pytest.param(match[1], id=f"{name}:{line}")
+
+
+def users_own():
+    """What a reader has already: datasets of (image, class number), and a model."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(40, 8, 8, 3), dtype="uint8")
+    labels = rng.integers(0, 10, size=40)
+    data = tf.data.Dataset.from_tensor_slices((images, labels))
+    layers = [
+        keras.Input((8, 8, 3)),
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Flatten(),
+        keras.layers.Dense(10),
+    ]
+    return {
+        "train": data,
+        "test": data,
+        "model": keras.Sequential(layers),
+        "images": images,
+        "labels": labels,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+@pytest.mark.parametrize("code", list(blocks()))
+def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README", "exec"), users_own())
+
+
+MODULES = [
+    f"keras_mixavg.{module.name}"
+    for module in pkgutil.iter_modules(keras_mixavg.__path__)
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_show_what_they_say(name):
+    if name.endswith("plotting"):
+        pytest.importorskip("matplotlib")
+    module = importlib.import_module(name)
+    names = {"np": np, "keras": keras}
+    results = doctest.testmod(module, extraglobs=names, report=True)
+    assert results.failed == 0
+    public = set(keras_mixavg.__all__) & set(vars(module))
+    defined = [n for n in public if getattr(module, n).__module__ == name]
+    assert results.attempted > 0 or not defined
+
+
+def test_every_file_of_the_package_is_in_the_method_card_or_private():
+    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / link).exists(), link
+    card = (ROOT / "keras_mixavg/README.md").read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", card):
+        assert (ROOT / "keras_mixavg" / link).exists(), link
+
+
+def test_the_method_card_has_its_headings_and_equations():
+    card = (ROOT / "keras_mixavg/README.md").read_text()
+    headings = re.findall(r"^## (.+)$", card, re.MULTILINE)
+    assert headings == [
+        "Idea",
+        "Equations",
+        "How to use",
+        "Parameters that matter",
+        "Costs and traps",
+        "Differences from the paper",
+        "References",
+    ]
+    for number in range(1, 9):
+        assert rf"\tag{{{number}}}" in card
+
+
+def test_the_table_of_the_readme_is_the_recorded_run():
+    record = ROOT / "benchmarks/results/quickstart/result.json"
+    readme = (ROOT / "README.md").read_text()
+    for row in json.loads(record.read_text())["table"]:
+        assert f"| {' | '.join(row)} |" in readme
