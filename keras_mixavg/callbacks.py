@@ -52,7 +52,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     Raises:
         ValueError: for bad arguments; when training starts, if the model is not
             compiled with a `SoftLabelCrossentropy`, or with the same one for several
-            outputs.
+            outputs, or if `fit` gets two of these callbacks.
 
     Example:
 
@@ -85,6 +85,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
         self._weights: dict[str, float] = {}  # of the running epoch, else empty
+        self._skipped: dict[str, int] = {}  # steps without the table before the epoch
 
     @property
     def table(self) -> Any:
@@ -104,6 +105,12 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
+        fit = calling_callback_list()
+        if fit and sum(isinstance(c, GlobalSoftLabel) for c in fit.callbacks) > 1:
+            raise ValueError(
+                "`fit` must get one GlobalSoftLabel: it serves every output of the "
+                f"model. Received: callbacks={fit.callbacks}. Remove the others."
+            )
         self._losses = _soft_label_losses(model)
         self._tables = {}
         self._weights = {}
@@ -120,7 +127,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         _retrace(model)
         # Keras calls no hook when `fit` raises: its callback list going is the sign.
         release = weakref.finalize(
-            calling_callback_list() or self, _detach, model, self._losses, self._tables
+            fit or self, _detach, model, self._losses, self._tables
         )
         release.atexit = False
         for table in self._tables.values():
@@ -129,6 +136,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._weights = {
             name: loss.weight_at(epoch) for name, loss in self._losses.items()
+        }
+        self._skipped = {
+            name: self._steps_without(table) for name, table in self._tables.items()
         }
         self._arm()
 
@@ -141,12 +151,13 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         for name, table in self._tables.items():
-            if not table.armed:
+            skipped = self._steps_without(table) - self._skipped[name]
+            if skipped > 0:
                 warnings.warn(
-                    f"Something reset the model's metrics during epoch {epoch}, such "
-                    "as `model.evaluate` in another callback. The steps after it "
-                    "trained without global soft labels and left no evidence. Pass "
-                    "this callback to `evaluate(callbacks=[...])` to go on after it.",
+                    f"{skipped} steps of epoch {epoch} trained without global soft "
+                    "labels and left no evidence, since something reset the model's "
+                    "metrics, such as `model.evaluate` in another callback. Pass this "
+                    "GlobalSoftLabel to it: `evaluate(..., callbacks=[...])`.",
                     stacklevel=2,
                 )
             table.reset_state()
@@ -167,6 +178,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     def _arm(self) -> None:
         for name, weight in self._weights.items():
             self._tables[name].arm(weight)
+
+    def _steps_without(self, table: SoftLabelTable) -> int:
+        steps = numpy_of(self.model.optimizer.iterations) - numpy_of(table.steps)
+        return int(steps)
 
     def get_config(self) -> dict[str, Any]:
         return {"prior_count": self.prior_count, "collect": self.collect}

@@ -156,11 +156,10 @@ def updated_table(
     return np.where(sums > 0, solution / np.where(sums > 0, sums, 1.0), table)
 
 
-def soft_label_accuracy(labels: Tensor, predictions: Tensor) -> Tensor:
-    """The label mass of the top prediction over the largest label mass.
+def top_label_mass(labels: Tensor, predictions: Tensor) -> Tensor:
+    """What the label gives to the predicted class: `labels[argmax predictions]`.
 
-    One where the top prediction is a class of the largest mass (either class of an
-    averaged pair), ordinary accuracy on one-hot labels; zero for an all-zero label.
+    The prediction is correct if no class has more: either class of an averaged pair.
 
     Args:
         labels: `(..., num_classes)`.
@@ -171,10 +170,9 @@ def soft_label_accuracy(labels: Tensor, predictions: Tensor) -> Tensor:
 
     Example:
 
-    >>> np.asarray(soft_label_accuracy([[0.5, 0.5, 0.0]], [[0.2, 0.7, 0.1]]))
-    array([1.], dtype=float32)
+    >>> np.asarray(top_label_mass([[0.5, 0.5, 0.0]], [[0.2, 0.7, 0.1]]))
+    array([0.5], dtype=float32)
     """
-    labels = ops.convert_to_tensor(labels)
     top = ops.expand_dims(ops.argmax(predictions, axis=-1), -1)
-    mass = ops.squeeze(ops.take_along_axis(labels, top, axis=-1), -1)
-    return ops.divide_no_nan(mass, ops.max(labels, axis=-1))
+    labels = ops.convert_to_tensor(labels)
+    return ops.squeeze(ops.take_along_axis(labels, top, axis=-1), -1)

@@ -107,10 +107,11 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     ) -> Tensor:
         mask = mask_of(y_pred)
         y_true = ops.convert_to_tensor(y_true)
-        self._check_shapes(tuple(y_true.shape), tuple(ops.shape(y_pred)))
-        self._seen_classes = int(y_true.shape[-1])
+        shape = tuple(ops.convert_to_tensor(y_pred).shape)
+        self._check_shapes(tuple(y_true.shape), shape)
+        self._seen_classes = shape[-1]
         if self.table is not None and self.table.num_classes is None:
-            self.table.build(self._seen_classes)
+            self.table.build(shape[-1])
         loss = super().__call__(y_true, y_pred, sample_weight)
         if self.table is not None:
             self._collect(self.table, y_true, y_pred, sample_weight, mask)
@@ -136,8 +137,11 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         for factor in (sample_weight, mask):
             if factor is not None:
                 factor = ops.cast(factor, "float32")
-                if len(factor.shape) == len(weights.shape) + 1:  # (batch, 1)
+                extra = len(factor.shape) - len(weights.shape)
+                if extra == 1:  # (batch, 1) for (batch,)
                     factor = ops.squeeze(factor, -1)
+                elif extra == -1 and weights.shape[-1] == 1:  # (batch,) for (batch, 1)
+                    factor = ops.expand_dims(factor, -1)
                 weights = weights * factor
         table.update_state(labels, probabilities, weights)
 

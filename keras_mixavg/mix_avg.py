@@ -126,7 +126,7 @@ class MixAvg(DataLayer):
         return _merged(batch, averaged)
 
     def call(self, inputs: dict[Any, Any], training: bool | None = True) -> Any:
-        if not training:
+        if not training or self.rate == 0:
             return self._average_parts(inputs, None)
         leaves = keras.tree.flatten(inputs)
         leaf = next((leaf for leaf in leaves if leaf.shape[0] is not None), leaves[0])
@@ -145,11 +145,7 @@ class MixAvg(DataLayer):
         numpy, random = self.backend.numpy, self.backend.random
         seed = self._get_seed_generator(self.backend.name)
         samples = numpy.arange(batch_size, dtype="int32")
-        if self.rate == 0:
-            return samples
         partners = equations.pairing(random.shuffle(samples, seed=seed), numpy)
-        if self.rate == 1:
-            return partners
         averaged = random.uniform((batch_size,), seed=seed) < self.rate
         return numpy.where(averaged, partners, samples)
 

@@ -40,6 +40,7 @@ class SoftLabelTable(keras.metrics.Metric):
         self.release: Callable[[], Any] = lambda: None  # undoes the attachment, if any
         self.weight = self._variable("weight", ())
         self.collecting = self._variable("collecting", ())
+        self.steps = self._variable("steps", ())  # collected in the running epoch
 
     def _variable(
         self,
@@ -70,10 +71,6 @@ class SoftLabelTable(keras.metrics.Metric):
         self.weight.assign(0.0)
         self.collecting.assign(0.0)
 
-    @property
-    def armed(self) -> bool:
-        return bool(numpy_of(self.collecting))
-
     def targets(self, labels: Tensor) -> Tensor:
         """Equations (4) and (5): `(..., num_classes)` in the dtype of `labels`."""
         table = ops.cast(self.table, labels.dtype)
@@ -93,8 +90,10 @@ class SoftLabelTable(keras.metrics.Metric):
         """
         probabilities = ops.stop_gradient(probabilities)
         if self.collect == "correct":
-            correct = equations.soft_label_accuracy(labels, probabilities) >= 1.0
+            mass = equations.top_label_mass(labels, probabilities)
+            correct = mass >= ops.max(labels, axis=-1)
             sample_weight = ops.where(correct, sample_weight, 0.0)
+        self.steps.assign(self.steps + self.collecting)
         labels = ops.reshape(labels, (-1, self.num_classes))
         probabilities = ops.reshape(probabilities, (-1, self.num_classes))
         weights = ops.reshape(sample_weight, (-1,))
@@ -109,7 +108,7 @@ class SoftLabelTable(keras.metrics.Metric):
         table, evidence, mass = map(numpy_of, (self.table, self.evidence, self.mass))
         new_table = equations.updated_table(table, evidence, mass, prior_count)
         self.table.assign(new_table.astype("float32"))
-        for variable in (self.evidence, self.mass):
+        for variable in (self.evidence, self.mass, self.steps):
             variable.assign(np.zeros(variable.shape, "float32"))
 
     def statistics(self) -> dict[str, float]:

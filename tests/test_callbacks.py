@@ -155,6 +155,17 @@ def test_a_second_fit_goes_on_from_the_table(batches, kernel, second):
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
 
 
+def test_deleting_the_table_makes_the_next_fit_start_anew(batches, kernel):
+    model = compiled_model(kernel, learning_rate=0.0)
+    callback = GlobalSoftLabel()
+    tables = []
+    for _ in range(2):
+        fit(model, batches, 1, [callback])
+        tables.append(callback.table)
+        del model.soft_label_table
+    np.testing.assert_array_equal(*tables)
+
+
 @pytest.mark.parametrize("second", ["the same callback", "a new callback"])
 def test_a_fit_after_a_crash_goes_on_with_table_and_evidence(batches, kernel, second):
     model = compiled_model(kernel)
@@ -204,7 +215,7 @@ def test_evaluate_inside_an_epoch_leaks_nothing_and_says_so(batches, kernel):
                 self.model.evaluate(x, y, verbose=0, **self.kwargs)
 
     callback = GlobalSoftLabel()
-    with pytest.warns(UserWarning, match="reset the model's metrics during epoch 0"):
+    with pytest.warns(UserWarning, match="^2 steps of epoch 0 trained without"):
         fit(model, batches, 1, [callback, Evaluate()])
     expected = reference.Training(kernel, **EXPECTED)
     expected.epoch(batches[:1])
@@ -215,6 +226,22 @@ def test_evaluate_inside_an_epoch_leaks_nothing_and_says_so(batches, kernel):
     fit(model, batches, 1, [callback, Evaluate(callbacks=[callback])])
     expected = reference.Training(kernel, **EXPECTED)
     expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+
+def test_evaluate_after_the_last_step_of_an_epoch_does_no_harm(batches, kernel):
+    model = compiled_model(kernel, learning_rate=0.0)
+    x, y, _ = batches[2]
+
+    class Evaluate(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.evaluate(x, y, verbose=0)
+
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [Evaluate(), callback])  # no warning
+    expected = reference.Training(kernel, **EXPECTED)
+    for _ in range(2):
+        expected.epoch(batches)
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
 
 
@@ -392,6 +419,13 @@ def test_one_loss_for_two_outputs_is_refused(single):
         ValueError, match="Each output needs a SoftLabelCrossentropy of"
     ):
         model.fit(x, [y, y], callbacks=[GlobalSoftLabel()], verbose=0)
+
+
+def test_two_of_these_callbacks_in_one_fit_are_refused(batches, kernel):
+    callback = GlobalSoftLabel()
+    for callbacks in ([callback, callback], [callback, GlobalSoftLabel()]):
+        with pytest.raises(ValueError, match="`fit` must get one GlobalSoftLabel"):
+            fit(compiled_model(kernel), batches, 1, callbacks)
 
 
 def test_there_is_no_table_before_training():

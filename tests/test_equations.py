@@ -112,9 +112,8 @@ def test_a_row_without_a_positive_entry_keeps_its_old_values():
     np.testing.assert_allclose(result, [[0.7, 0.3], [0.75, 0.25]], rtol=1e-5)
 
 
-def test_soft_label_accuracy_is_the_share_of_the_largest_mass():
+def test_top_label_mass_is_the_label_of_the_largest_prediction():
     labels = np.array([[0.5, 0, 0.5], [0.5, 0, 0.5], [0.2, 0.8, 0], [0, 1, 0], [0] * 3])
     logits = np.array([[3, 1, 2], [1, 2, 3], [2, 1, 0], [0, 0, 1], [1, 2, 3]])
-    result = equations.soft_label_accuracy(labels, logits)
-    result = keras.ops.convert_to_numpy(result)
-    np.testing.assert_allclose(result, [1, 1, 0.25, 0, 0], rtol=1e-6)
+    result = keras.ops.convert_to_numpy(equations.top_label_mass(labels, logits))
+    np.testing.assert_allclose(result, [0.5, 0.5, 0.2, 0, 0], rtol=1e-6)

@@ -106,6 +106,19 @@ def test_evidence_adds_up_over_batches_and_positions(rng):
         np.testing.assert_allclose(numpy_of(variable), value, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 1, 1)])
+def test_sample_weights_of_every_rank_weigh_single_positions(rng, shape):
+    labels, logits, probabilities, table = example(rng, (6, 1))
+    w = rng.uniform(size=6).astype("float32")
+    loss = SoftLabelCrossentropy(from_logits=True)
+    loss.table = attached_table(table, 0.25)
+    value = float(loss(labels, logits, w.reshape(shape)))
+    expected = reference.loss(labels, probabilities, table, 0.25, w)
+    assert value == pytest.approx(expected, rel=1e-6)
+    n, _ = reference.evidence(labels, probabilities, w, "all")
+    np.testing.assert_allclose(numpy_of(loss.table.evidence), n, rtol=1e-5)
+
+
 def test_a_disarmed_table_neither_weighs_in_nor_collects(rng):
     labels, logits, probabilities, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True)

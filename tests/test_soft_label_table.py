@@ -16,17 +16,18 @@ def test_it_starts_as_the_identity_without_evidence(table):
     np.testing.assert_array_equal(numpy_of(table.table), np.eye(3))
     np.testing.assert_array_equal(numpy_of(table.evidence), np.zeros((3, 3)))
     np.testing.assert_array_equal(numpy_of(table.mass), np.zeros((3, 3)))
-    assert not table.armed
+    assert float(numpy_of(table.weight)) == float(numpy_of(table.collecting)) == 0
 
 
 def test_resetting_the_metrics_disarms_and_loses_nothing(table, rng):
     table.arm(0.5)
-    assert table.armed and float(numpy_of(table.weight)) == 0.5
+    assert float(numpy_of(table.weight)) == 0.5
+    assert float(numpy_of(table.collecting)) == 1
     labels = rng.dirichlet(np.ones(3), size=4).astype("float32")
     table.update_state(labels, labels, np.ones(4, "float32"))
     evidence = numpy_of(table.evidence)
     table.reset_state()
-    assert not table.armed and float(numpy_of(table.weight)) == 0
+    assert float(numpy_of(table.weight)) == float(numpy_of(table.collecting)) == 0
     np.testing.assert_array_equal(numpy_of(table.evidence), evidence)
 
 
