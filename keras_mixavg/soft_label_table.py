@@ -88,6 +88,9 @@ class SoftLabelTable(keras.metrics.Metric):
             probabilities: `(..., num_classes)` float32.
             sample_weight: `(...)` float32.
         """
+        labels, probabilities, sample_weight = map(
+            ops.convert_to_tensor, (labels, probabilities, sample_weight)
+        )
         probabilities = ops.stop_gradient(probabilities)
         if self.collect == "correct":
             mass = equations.top_label_mass(labels, probabilities)
