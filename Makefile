@@ -20,5 +20,6 @@ docs: .venv/installed  ## draw the pictures and make the figures of README.md an
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "keras_mixavg needs Python 3.10 or newer. Set one with make PYTHON=...")'
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip  # old ones search for hours
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
