@@ -142,7 +142,7 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
         (diagonal, "Blues", "the class itself"),
         (~diagonal, "Oranges", "other classes"),
     ):
-        shown = np.ma.masked_array(table, ~mask)
+        shown: Any = np.ma.masked_array(table, ~mask)
         top = 1.0 if mask is diagonal else max(float(table[mask].max()), 1e-6)
         image = ax.imshow(shown, cmap=colours, vmin=0, vmax=top)
         figure.colorbar(image, ax=ax, label=label, shrink=0.8)
