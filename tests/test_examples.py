@@ -72,6 +72,7 @@ def test_the_quickstart_reads_cifar10_through_tfds(tmp_path):
     assert report["train_images"] == 200
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TFDS and protobuf
 def test_cifar10_is_read_from_the_data_dir_given(tmp_path, monkeypatch):
     """The real loading path, on a small CIFAR-10 that this test writes."""
     tfds = pytest.importorskip("tensorflow_datasets")
