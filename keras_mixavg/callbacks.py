@@ -172,7 +172,6 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         for table in self._tables.values():
-            table.reset_state()
             table.release()
 
     def _arm(self) -> None:
