@@ -340,6 +340,9 @@ def test_models_of_every_kind_can_be_trained(batches, kernel, make, built):
         expected.epoch(batches)
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
     assert_nothing_is_left(model, batches)
+    if make is Subclassed:  # built, it is as closed to new state as before
+        with pytest.raises(ValueError, match="cannot add new elements of state"):
+            model.late = keras.layers.Dense(1)
 
 
 class OwnMetrics(keras.Sequential):
