@@ -229,7 +229,7 @@ def draw_training(histories):
         axes[1].plot(epochs, history["val_loss"], label=method)
     axes[0].set(xlabel="epoch", ylabel="test accuracy, per cent")
     low = min(np.median(history["val_accuracy"]) for history in histories.values())
-    axes[0].set_ylim(100 - 2.5 * (100 - 100 * low), 100)
+    axes[0].set_ylim(max(0, 100 - 250 * (1 - low)), 100)
     axes[1].set(xlabel="epoch", ylabel="test NLL, nats", yscale="log")
     for ax in axes:
         ax.grid(alpha=0.3)

@@ -150,8 +150,15 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             raise ValueError(
                 "`y_true` must hold soft labels of shape (..., num_classes). Received: "
                 f"y_true.shape={y_true}, y_pred.shape={y_pred}. Pass the dataset "
-                "through MixAvg(num_classes=...), with training=False for validation "
-                "data, or one-hot encode the labels with keras.utils.to_categorical."
+                "through MixAvg(num_classes=...), validation data through "
+                "MixAvg(rate=0, num_classes=...), or one-hot encode the labels with "
+                "keras.utils.to_categorical."
+            )
+        if y_pred[-1] == 1:
+            raise ValueError(
+                "`y_pred` must have an entry for each of at least two classes. "
+                f"Received: y_pred.shape={y_pred}. Give the model two outputs, or use "
+                "keras.losses.BinaryCrossentropy, which needs no table."
             )
         if len(y_true) != len(y_pred) or _differ(y_true[-1], y_pred[-1]):
             raise ValueError(

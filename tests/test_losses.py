@@ -237,6 +237,7 @@ def test_a_callable_weight_outside_the_interval_is_refused_in_its_epoch():
         ((6, 1), (6, 4), r"y_true.shape=\(6, 1\).*through MixAvg\(num_classes=...\)"),
         ((6, 3), (6, 4), r"same shape.*y_true.shape=\(6, 3\), y_pred.shape=\(6, 4\)"),
         ((2, 6, 4), (6, 4), r"must have the same shape.*y_true.shape=\(2, 6, 4\)"),
+        ((6, 1), (6, 1), r"at least two classes.*y_pred.shape=\(6, 1\). Give the"),
         ((6, 5), (6, 5), r"must have 4 entries, as many as num_classes of this loss"),
     ],
 )
