@@ -135,7 +135,7 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
     names = _names(class_names, num_classes)
     few = num_classes <= MAX_NUMBERS
     size = max(4.5, 0.45 * num_classes) if few else 7.0
-    figure = Figure(figsize=(size + 2.2, size), layout="constrained")
+    figure = Figure(figsize=(size + 3, size), layout="constrained")
     ax = figure.subplots()
     diagonal = np.eye(num_classes, dtype=bool)
     for mask, colours, label in (
