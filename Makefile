@@ -3,13 +3,34 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint docs
+# `pip install torch` brings CUDA. Any torch will do: make test-all TORCH=torch
+TORCH ?= torch==2.13.0
+# Two test processes at a time, each one's output in one piece where make can do that.
+JOBS ?= 2
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# What does not depend on the backend or its version runs once, in `make test`.
+CORE := --ignore=tests/test_docs.py --ignore=tests/test_examples.py \
+	--ignore=tests/test_plotting.py
+OLDEST := $(shell grep -oE '(keras|tensorflow)>=[0-9.]+' pyproject.toml | sed 's/>/=/')
+
+.PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest lint docs
 
 demo: .venv/installed  ## train on real images three ways, one minute; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
 
-test: lint  ## lint, types and all tests
+test: lint test-tensorflow  ## lint, types and all tests, on TensorFlow
+
+test-all: lint .venv/backends .venv-oldest/installed  ## on every backend, oldest versions too
+	$(MAKE) --jobs=$(JOBS) $(SYNC) test-jax test-torch test-tensorflow test-oldest
+
+test-tensorflow: .venv/installed
 	$(BIN)/python -m pytest
+
+test-jax test-torch: test-%: .venv/backends
+	KERAS_BACKEND=$* $(BIN)/python -m pytest $(CORE)
+
+test-oldest: .venv-oldest/installed  ## TensorFlow tests with the oldest versions admitted
+	.venv-oldest/bin/python -m pytest $(CORE)
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -22,4 +43,16 @@ docs: .venv/installed  ## draw the pictures and make the figures of README.md an
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip  # old ones search for hours
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+.venv/backends: .venv/installed
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet jax grain
+	@touch $@
+
+.venv-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) "pytest>=8" scikit-learn
+	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

@@ -1,9 +1,17 @@
 """Everything that Keras does not make public and this package needs, in one place.
 
-Checked with Keras 3.10 to 3.15. If a release moves one of these, only this file
-changes.
+- `DataLayer` (`TFDataLayer` before 3.12): computes with TensorFlow inside `tf.data`
+- `backend_utils.in_tf_graph`: tells whether it would do so now
+- `tensor._keras_mask`: the mask that Keras' own losses read
+- `model._tracker`: takes a metric into a built subclassed model, and out again
+- `model._distribute_strategy`: in whose scope variables must be made
+- the frame that called a hook: its end is the end of `fit`, however that comes
+
+All are the same in Keras 3.10 to 3.15 but for the name of the first. The tests run with
+the oldest and the newest. If a release moves one, only this file changes.
 """
 
+import contextlib
 import sys
 from typing import Any
 
@@ -21,6 +29,9 @@ __all__ = [
     "calling_callback_list",
     "has_values",
     "mask_of",
+    "refuse_multi_worker_strategy",
+    "replicated_by_tensorflow",
+    "state_scope",
     "track_metric",
     "untrack_metric",
 ]
@@ -58,6 +69,37 @@ def track_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
 def untrack_metric(model: Any, metric: keras.metrics.Metric) -> None:
     """Take `metric` out of the model's metrics; it stays an attribute."""
     model._tracker.untrack(metric)
+
+
+def replicated_by_tensorflow(model: Any) -> bool:
+    """Whether `model` was made under a `tf.distribute` strategy."""
+    return getattr(model, "_distribute_strategy", None) is not None
+
+
+def state_scope(model: Any) -> contextlib.AbstractContextManager:
+    """Where variables that the train step of `model` uses must be created."""
+    if replicated_by_tensorflow(model):
+        return model.distribute_strategy.scope()
+    return contextlib.nullcontext()
+
+
+def refuse_multi_worker_strategy(model: Any = None) -> None:
+    """Raise where Keras 3 would fail later, with a message about something else."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    strategy = (
+        getattr(model, "_distribute_strategy", None) or tf.distribute.get_strategy()
+    )
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise RuntimeError(
+            "Keras 3 does not train under tf.distribute.MultiWorkerMirroredStrategy. "
+            "To train on several machines set KERAS_BACKEND=jax, and in each process "
+            "call keras.distribution.initialize(...) and "
+            "keras.distribution.set_distribution(keras.distribution.DataParallel()); "
+            "see `Several devices and machines` in the README."
+        )
 
 
 def calling_callback_list() -> keras.callbacks.CallbackList | None:

@@ -9,7 +9,14 @@ from typing import Any
 
 import keras
 
-from keras_mixavg._keras import calling_callback_list, track_metric, untrack_metric
+from keras_mixavg._keras import (
+    calling_callback_list,
+    refuse_multi_worker_strategy,
+    replicated_by_tensorflow,
+    state_scope,
+    track_metric,
+    untrack_metric,
+)
 from keras_mixavg.losses import SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
 
@@ -52,7 +59,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     Raises:
         ValueError: for bad arguments; when training starts, if the model is not
             compiled with a `SoftLabelCrossentropy`, or with the same one for several
-            outputs, or if `fit` gets two of these callbacks.
+            outputs, if `fit` gets two of these callbacks, or if, on JAX, a `metrics`
+            property of the model's own hides the table from Keras.
+        RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
+            Keras 3 does not train.
 
     Example:
 
@@ -111,27 +121,32 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                 "`fit` must get one GlobalSoftLabel: it serves every output of the "
                 f"model. Received: callbacks={fit.callbacks}. Remove the others."
             )
+        refuse_multi_worker_strategy(model)
         self._losses = _soft_label_losses(model)
         self._tables = {}
         self._weights = {}
-        for name, loss in self._losses.items():
-            attribute = f"soft_label_table_{name}" if name else "soft_label_table"
-            table = getattr(model, attribute, None) or SoftLabelTable(name=attribute)
-            table.release()  # from a `fit` that raised and is not yet cleared away
-            table.collect = self.collect
-            if table.num_classes is None and loss.known_classes is not None:
-                table.build(loss.known_classes)
-            track_metric(model, attribute, table)
-            loss.table = table
-            self._tables[name] = table
-        _retrace(model)
         # Keras calls no hook when `fit` raises: its callback list going is the sign.
         release = weakref.finalize(
             fit or self, _detach, model, self._losses, self._tables
         )
         release.atexit = False
-        for table in self._tables.values():
+        for name, loss in self._losses.items():
+            attribute = f"soft_label_table_{name}" if name else "soft_label_table"
+            with state_scope(model):
+                table = getattr(model, attribute, None) or SoftLabelTable(
+                    name=attribute
+                )
+                num_classes = _num_classes(model, name, loss)
+                if table.num_classes is None and num_classes is not None:
+                    table.build(num_classes)
+            table.release()  # from a `fit` that raised and is not yet cleared away
             table.release = release
+            table.collect = self.collect
+            track_metric(model, attribute, table)
+            loss.table = table
+            self._tables[name] = table
+        _check_carried(model, self._tables)
+        _retrace(model)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._weights = {
@@ -214,6 +229,25 @@ def _soft_label_losses(model: Any) -> dict[str, SoftLabelCrossentropy]:
     return losses
 
 
+def _num_classes(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | None:
+    """How many classes the loss of an output sees, if that can be told by now.
+
+    On one device TensorFlow and torch learn it from the first batch. JAX and replicas
+    need all variables before: there Keras has called the loss once, symbolically.
+    """
+    if loss.num_classes is not None:
+        return loss.num_classes
+    outputs = getattr(model, "outputs", None) or []
+    names = getattr(model, "output_names", None) or []
+    if name in names and len(names) == len(outputs):
+        return outputs[names.index(name)].shape[-1]
+    if name == "" and len(outputs) == 1:
+        return outputs[0].shape[-1]
+    if keras.backend.backend() == "jax" or replicated_by_tensorflow(model):
+        return loss.seen_classes
+    return None
+
+
 def _named(loss: Any, names: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(loss, dict):
         entries = list(loss.items())
@@ -225,6 +259,19 @@ def _named(loss: Any, names: Any, prefix: str = "") -> Iterator[tuple[str, Any]]
         return
     for key, entry in entries:
         yield from _named(entry, None, f"{prefix}/{key}" if prefix else str(key))
+
+
+def _check_carried(model: Any, tables: dict[str, SoftLabelTable]) -> None:
+    """On JAX a step carries only what the model lists; elsewhere it need not be."""
+    listed = {id(metric) for metric in model.metrics}
+    if keras.backend.backend() == "jax" and any(
+        id(table) not in listed for table in tables.values()
+    ):
+        raise ValueError(
+            "On JAX, `model.metrics` must list the soft-label table, and the model's "
+            f"own property does not. Received: model.metrics={model.metrics!r}. Have "
+            "it return [*super().metrics, ...]."
+        )
 
 
 def _detach(

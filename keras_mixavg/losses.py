@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_mixavg import equations
-from keras_mixavg._keras import mask_of
+from keras_mixavg._keras import mask_of, refuse_multi_worker_strategy
 from keras_mixavg.soft_label_table import SoftLabelTable
 
 Tensor = Any
@@ -49,6 +49,8 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         ValueError: for `num_classes` below 2, `global_weight` outside [0, 1] or a
             callable returning such, integer class numbers as `y_true`, shapes that
             differ, predictions of another width than `num_classes` or the table.
+        RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
+            Keras 3 does not train.
 
     Example:
 
@@ -74,6 +76,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 "`num_classes` must be an integer of at least 2, or None to take it "
                 f"from the predictions. Received: num_classes={num_classes!r}"
             )
+        refuse_multi_worker_strategy()
         if not callable(global_weight):
             _check_weight(global_weight, "global_weight")
         super().__init__(name=name, reduction=reduction, dtype=dtype)
@@ -81,18 +84,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.global_weight = global_weight
         self.from_logits = from_logits
         self.table: SoftLabelTable | None = None  # while GlobalSoftLabel trains
-        self._seen_classes: int | None = None
-
-    @property
-    def known_classes(self) -> int | None:
-        """The number of classes if it must be known before the first batch comes.
-
-        TensorFlow and torch may learn it from the first predictions; JAX traces the
-        step with all its state, and has called the loss by then.
-        """
-        if self.num_classes is None and keras.backend.backend() == "jax":
-            return self._seen_classes
-        return self.num_classes
+        self.seen_classes: int | None = None  # the width of the last predictions
 
     def weight_at(self, epoch: int) -> float:
         """The weight of the global soft label in an epoch, counted from 0."""
@@ -109,7 +101,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         y_true = ops.convert_to_tensor(y_true)
         shape = tuple(ops.convert_to_tensor(y_pred).shape)
         self._check_shapes(tuple(y_true.shape), shape)
-        self._seen_classes = shape[-1]
+        self.seen_classes = shape[-1]
         if self.table is not None and self.table.num_classes is None:
             self.table.build(shape[-1])
         loss = super().__call__(y_true, y_pred, sample_weight)

@@ -1,12 +1,20 @@
 """Settings and data that several test files share."""
 
+import importlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # JAX
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Relative error of one rounding or a few, per dtype."""
@@ -20,3 +28,19 @@ def seeded():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How much of the contract list ran, and on what."""
+    passed = sum(
+        report.when == "call" and "test_contract.py" in report.nodeid
+        for report in terminalreporter.stats.get("passed", [])
+    )
+    if not passed:
+        return
+    backend = keras.backend.backend()
+    version = importlib.import_module(backend).__version__
+    terminalreporter.write_line(
+        f"{passed} contract checks passed on {backend} {version}, keras "
+        f"{keras.__version__}"
+    )

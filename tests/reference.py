@@ -37,7 +37,7 @@ def target(label, table, weight):
     num_classes = len(label)
     result = []
     for k in range(num_classes):
-        global_label = sum(label[c] * table[c][k] for c in range(num_classes))
+        global_label = sum(label[c] * table[c][k] for c in np.flatnonzero(label))
         result.append((1 - weight) * label[k] + weight * global_label)
     return result
 
@@ -83,7 +83,7 @@ def evidence(labels, probabilities, sample_weight=None, collect="correct"):
     for label, p, w in zip(labels, probabilities, weights, strict=True):
         if collect == "correct" and not is_correct(label, p):
             continue
-        for c in range(num_classes):
+        for c in np.flatnonzero(label):
             for k in range(num_classes):
                 n[c, k] += w * label[c] * p[k]
                 m[c, k] += w * label[c] * label[k]
@@ -102,13 +102,14 @@ def updated_table(table, n, m, prior_count):
         right[pivot] /= left[pivot, pivot]
         left[pivot] /= left[pivot, pivot]
         for row in range(num_classes):
-            if row != pivot:
+            if row != pivot and left[row, pivot] != 0:
                 right[row] -= left[row, pivot] * right[pivot]
                 left[row] -= left[row, pivot] * left[pivot]
     result = np.empty_like(right)
     for c in range(num_classes):
         positive = [max(value, 0.0) for value in right[c]]
-        result[c] = [value / sum(positive) for value in positive]
+        total = sum(positive)
+        result[c] = [value / total for value in positive]
     return result
 
 

@@ -95,7 +95,7 @@ def test_after_an_exception_nothing_is_left_attached(
         # Even while the traceback is alive, evaluation is plain.
         x, y, _ = batches[0]
         plain = keras.losses.CategoricalCrossentropy(from_logits=True)
-        expected = pytest.approx(float(plain(y, model(x))), rel=1e-6)
+        expected = pytest.approx(float(plain(y, model.predict_on_batch(x))), rel=1e-6)
         assert model.evaluate(x, y, verbose=0) == expected
     else:
         pytest.fail("no exception")
@@ -354,14 +354,18 @@ class OwnMetrics(keras.Sequential):
 
 
 def test_validation_leaks_nothing_where_a_model_resets_its_own_metrics(batches, kernel):
-    if keras.backend.backend() == "jax":
-        pytest.skip("JAX carries only the metrics that a model lists")
     tables = []
     for kind in (keras.Sequential, OwnMetrics):
         model = kind([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES)])
         model.set_weights([kernel, np.zeros(CLASSES)])
         model.compile("sgd", SoftLabelCrossentropy(from_logits=True))
         callback = GlobalSoftLabel()
+        if kind is OwnMetrics and keras.backend.backend() == "jax":
+            with pytest.raises(ValueError, match=r"return \[\*super\(\).metrics"):
+                fit(model, batches, 3, [callback])
+            gc.collect()
+            assert model.loss.table is None
+            return
         fit(model, batches, 3, [callback], validation_data=batches[2][:2])
         tables.append(callback.table)
     np.testing.assert_array_equal(*tables)

@@ -103,3 +103,9 @@ def test_the_table_of_the_readme_is_the_recorded_run():
     readme = (ROOT / "README.md").read_text()
     for row in json.loads(record.read_text())["table"]:
         assert f"| {' | '.join(row)} |" in readme
+
+
+def test_every_test_that_the_readme_names_exists():
+    tests = "".join(file.read_text() for file in Path(__file__).parent.glob("*.py"))
+    for name in re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()):
+        assert f"def {name}(" in tests, name

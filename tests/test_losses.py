@@ -65,13 +65,15 @@ def test_every_reduction_is_keras_own(rng, reduction):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_the_loss_computes_in_its_dtype_and_the_evidence_in_float32(rng, dtype):
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float64 unless it is told to")
     labels, logits, probabilities, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True, dtype=dtype)
     loss.table = attached_table(table, 0.25)
     value = loss(labels, logits)
     expected = reference.loss(labels, probabilities, table, 0.25)
     assert float(value) == pytest.approx(expected, rel=5e-3)
-    if not (dtype == "float64" and keras.backend.backend() == "jax"):
+    if dtype != "float64" or keras.backend.backend() == "tensorflow":  # as Keras' own
         assert keras.backend.standardize_dtype(value.dtype) == dtype
     n, _ = reference.evidence(labels, probabilities, None, "all")
     np.testing.assert_allclose(numpy_of(loss.table.evidence), n, rtol=1e-5)

@@ -382,6 +382,93 @@ def test_it_works_in_a_keras_pipeline(rng):
     assert np.all((labels == 0.5).sum(axis=1) + 2 * (labels == 1).sum(axis=1) == 2)
 
 
+@pytest.mark.parametrize("name", ["RandomFlip", "RandAugment"])
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_it_works_beside_keras_cv_layers_in_one_map(rng, name, first):
+    """Averages of flips and flips of averages; an id that nobody touches."""
+    keras_cv = pytest.importorskip("keras_cv")
+    arguments = {"value_range": (0, 255)} if name == "RandAugment" else {"seed": 1}
+    theirs = getattr(keras_cv.layers, name)(**arguments)
+    ours = MixAvg(rate=1.0, num_classes=4, seed=1)
+    layers = [theirs, ours] if first == "theirs" else [ours, theirs]
+    numbers = rng.integers(0, 4, size=8)
+    flat = rng.integers(0, 255, size=(8, 1, 1, 3))  # flips do not show: colours do
+    batch = {
+        "images": np.broadcast_to(flat, (8, 6, 6, 3)).astype("float32"),
+        # KerasCV's RandAugment itself takes no integer labels.
+        "labels": np.eye(4, dtype="float32")[numbers],
+    }
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(8)
+    dataset = dataset.map(lambda b: layers[1](layers[0](b)))
+    (result,) = batches_of(dataset)
+    assert result["images"].shape == (8, 6, 6, 3)
+    labels = result["labels"]
+    assert labels.dtype == "float32"
+    np.testing.assert_allclose(labels.sum(axis=0), batch["labels"].sum(axis=0))
+    if name == "RandomFlip":  # every image is the average of two flat ones
+        for image, label in zip(result["images"], labels, strict=True):
+            pairs = [
+                (i, j)
+                for i in range(8)
+                for j in range(i)
+                if np.allclose(image, (flat[i] + flat[j]) / 2)
+                and np.allclose(label, (np.eye(4)[numbers[[i, j]]]).mean(axis=0))
+            ]
+            assert pairs
+
+
+def test_it_works_between_keras_layers_in_a_pipeline(rng):
+    images = rng.integers(0, 255, size=(6, 4, 4, 3)).astype("float32")
+    pipeline = keras.layers.Pipeline(
+        [
+            keras.layers.Rescaling(2.0),
+            MixAvg(rate=1.0, num_classes=6, seed=1),
+            keras.layers.Rescaling(0.5, offset=1.0),
+        ]
+    )
+
+    def mapped(x, y):
+        x = pipeline.layers[0](x)
+        x, y = pipeline.layers[1](x, y)
+        return pipeline.layers[2](x), y
+
+    dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(6))).batch(6)
+    ((x, y),) = batches_of(dataset.map(mapped))
+    pairs = np.argsort(y)[:, -2:]
+    np.testing.assert_allclose(x, images[pairs].mean(axis=1) + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("integer_labels", [True, False])
+def test_the_backends_own_tensors_come_back_as_such(integer_labels):
+    images, labels, weights = unique_batch(8)
+    if integer_labels:
+        labels = np.arange(8)
+    tensors = [keras.ops.convert_to_tensor(v) for v in (images, labels, weights)]
+    layer = MixAvg(rate=1.0, num_classes=8, seed=1)
+    result = layer(tuple(tensors))
+    assert all(type(r) is type(tensors[0]) for r in result)
+    x, y, w = to_numpy(result)
+    pairs = np.argsort(y)[:, -2:]
+    np.testing.assert_array_equal(x, images[pairs].mean(axis=1))
+    np.testing.assert_array_equal(w, weights[pairs].mean(axis=1))
+
+
+def test_it_works_in_a_grain_map_on_numpy_batches():
+    grain = pytest.importorskip("grain")
+    images, labels, weights = unique_batch(10)
+    samples = list(zip(images, labels, weights, strict=True))
+    dataset = grain.MapDataset.source(samples).batch(4)
+    dataset = dataset.map(MixAvg(rate=1.0, seed=1))
+    sizes = []
+    for batch in dataset:
+        x, y, w = to_numpy(batch)
+        pairs = np.argsort(y)[:, -2:]
+        np.testing.assert_array_equal(x, images[pairs].mean(axis=1))
+        np.testing.assert_array_equal(w, weights[pairs].mean(axis=1))
+        sizes.append(len(x))
+    assert sizes == [4, 4, 2]
+
+
 # --- Bad input -----------------------------------------------------------------------
 
 IMAGES = np.zeros((6, 4, 4, 3), "float32")

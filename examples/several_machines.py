@@ -1,0 +1,115 @@
+"""Train a digit classifier on several machines: one process each, JAX backend.
+
+    KERAS_BACKEND=jax python examples/several_machines.py \
+        --coordinator 10.0.0.1:9876 --processes 2 --process 0    # on 10.0.0.1
+    KERAS_BACKEND=jax python examples/several_machines.py \
+        --coordinator 10.0.0.1:9876 --processes 2 --process 1    # on the other one
+
+`--coordinator` is the address of process 0, free and reachable from all. Without it one
+process trains alone. Every process reads its own share of the data and pairs images
+within it; weights, evidence and table are those of the whole.
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import keras
+import sklearn.datasets
+import tensorflow as tf
+
+from keras_mixavg import (
+    GlobalSoftLabel,
+    MixAvg,
+    SoftLabelAccuracy,
+    SoftLabelCrossentropy,
+)
+
+CLASSES = 10
+TRAIN_IMAGES = 1536
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--coordinator", help="host:port of process 0")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0, help="this one, from 0")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=128, help="of all together")
+    arguments = parser.parse_args()
+    if arguments.processes > 1 and not arguments.coordinator:
+        parser.error("--processes needs --coordinator, the host:port of process 0")
+    if arguments.batch_size % arguments.processes:
+        parser.error("--batch-size must be a multiple of --processes")
+    return arguments
+
+
+def connect(arguments):
+    if keras.backend.backend() != "jax":
+        raise SystemExit("Several machines need the JAX backend: set KERAS_BACKEND=jax")
+    if arguments.processes > 1:
+        # CPUs talk through gloo. GPUs use their own library and ignore this.
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        keras.distribution.initialize(
+            arguments.coordinator, arguments.processes, arguments.process
+        )
+    keras.utils.set_random_seed(0)  # the same initial weights everywhere
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(auto_shard_dataset=False)  # we do, below
+    )
+
+
+def datasets(arguments):
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    images = (images / 16).astype("float32")
+    share = slice(arguments.process, TRAIN_IMAGES, arguments.processes)
+    train = tf.data.Dataset.from_tensor_slices((images[share], labels[share]))
+    size = arguments.batch_size // arguments.processes
+    train = train.shuffle(TRAIN_IMAGES, seed=arguments.process)
+    train = train.batch(size, drop_remainder=True)
+    # Keras wants the state of every random generator to be the same everywhere.
+    train = train.map(MixAvg(num_classes=CLASSES, seed=0)).prefetch(2)
+    test = slice(TRAIN_IMAGES + arguments.process, 1792, arguments.processes)
+    test = tf.data.Dataset.from_tensor_slices((images[test], labels[test]))
+    return train, test.batch(size).map(MixAvg(rate=0, num_classes=CLASSES))
+
+
+def main():
+    arguments = parse_arguments()
+    connect(arguments)
+    train, test = datasets(arguments)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(128, "relu"),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(0.003),
+        SoftLabelCrossentropy(from_logits=True),
+        metrics=[SoftLabelAccuracy()],
+    )
+    soft_labels = GlobalSoftLabel()
+    history = model.fit(
+        train,
+        validation_data=test,
+        epochs=arguments.epochs,
+        callbacks=[soft_labels],
+        verbose=0,
+        shuffle=False,
+    ).history
+    print(
+        f"process {arguments.process} of {arguments.processes}, "
+        f"{jax.device_count()} devices: "
+        f"test accuracy {history['val_accuracy'][-1]:.4f}, "
+        f"soft-label confidence {history['soft_label_confidence'][-1]:.6f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,374 @@
+"""Two devices, two processes: the same table, weights and logs as on one device."""
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import reference
+
+from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
+from keras_mixavg.soft_label_table import SoftLabelTable
+
+BACKEND = keras.backend.backend()
+FEATURES, CLASSES, BATCH, EPOCHS = 5, 4, 16, 3
+SIZE = 2 * BATCH + 10  # the last batch is smaller, and splits into two halves
+
+
+def data(size=SIZE):
+    """Inputs, averaged labels and sample weights."""
+    rng = np.random.default_rng(3)
+    numbers = rng.integers(0, CLASSES, size)
+    x = (2 * np.eye(CLASSES, FEATURES)[numbers] + rng.normal(size=(size, FEATURES)),)
+    y = reference.one_hot(numbers, CLASSES)
+    partners = np.where(np.arange(size) % 2, np.roll(np.arange(size), 1), range(size))
+    return (
+        reference.averaged(x[0], partners).astype("float32"),
+        reference.averaged(y, partners).astype("float32"),
+        rng.uniform(0.2, 2, size).astype("float32"),
+    )
+
+
+KERNEL = np.random.default_rng(4).normal(size=(FEATURES, CLASSES)).astype("float32")
+
+
+def train(learning_rate=0.1, size=SIZE, subclassed=False, loss=None, **compile_args):
+    """Three epochs; returns the callback, the model and what fit logged."""
+    dense = keras.layers.Dense(CLASSES, use_bias=False)
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = dense
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    if subclassed:
+        model = Model()
+        model(np.zeros((2, FEATURES), "float32"))
+    else:
+        model = keras.Sequential([keras.Input((FEATURES,)), dense])
+    model.set_weights([KERNEL])
+    model.compile(
+        keras.optimizers.SGD(learning_rate),
+        loss or SoftLabelCrossentropy(global_weight=0.5, from_logits=True),
+        metrics=[SoftLabelAccuracy()],
+        **compile_args,
+    )
+    callback = GlobalSoftLabel()
+    x, y, w = data(size)
+    validation = (x[:24], np.eye(CLASSES, dtype="float32")[y[:24].argmax(axis=1)])
+    history = model.fit(
+        x,
+        y,
+        batch_size=BATCH,
+        sample_weight=w,
+        epochs=EPOCHS,
+        shuffle=False,
+        verbose=0,
+        validation_data=validation,
+        validation_batch_size=8,
+        callbacks=[callback],
+    )
+    return callback, model, history.history
+
+
+def reference_training(learning_rate=0.1, size=SIZE):
+    x, y, w = data(size)
+    expected = reference.Training(KERNEL, learning_rate, global_weight=0.5)
+    batches = [
+        (x[i : i + BATCH], y[i : i + BATCH], w[i : i + BATCH])
+        for i in range(0, size, BATCH)
+    ]
+    losses = [expected.epoch(batches) for _ in range(EPOCHS)]
+    return expected, losses
+
+
+@contextlib.contextmanager
+def two_devices():
+    """The backend's way to train on two devices, as the README shows it."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            yield
+    elif BACKEND == "jax":
+        devices = keras.distribution.list_devices("cpu")
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(devices=devices[:2])
+        )
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(None)
+    else:
+        pytest.skip(
+            "Keras has no distribution for torch; one device is what it runs on"
+        )
+
+
+def assert_same_as_on_one_device(run, one):
+    callback, model, logs = run
+    callback_of_one, model_of_one, logs_of_one = one
+    np.testing.assert_allclose(callback.table, callback_of_one.table, atol=1e-5)
+    np.testing.assert_allclose(
+        model.get_weights()[0], model_of_one.get_weights()[0], atol=1e-5
+    )
+    assert logs.keys() == logs_of_one.keys()
+    for key, values in logs_of_one.items():
+        np.testing.assert_allclose(logs[key], values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_two_devices_train_as_one_does(subclassed):
+    one = train(subclassed=subclassed)
+    expected, losses = reference_training()
+    np.testing.assert_allclose(one[0].table, expected.table, atol=1e-5)
+    with two_devices():
+        two = train(subclassed=subclassed)
+    assert_same_as_on_one_device(two, one)
+    np.testing.assert_allclose(two[0].table, expected.table, atol=1e-5)
+    np.testing.assert_allclose(two[1].get_weights()[0], expected.kernel, atol=1e-5)
+    np.testing.assert_allclose(two[2]["loss"], losses, rtol=1e-5)
+    assert np.abs(expected.table - np.eye(CLASSES)).max() > 0.05
+
+
+def test_two_devices_without_the_table_in_between():
+    """Evaluating and predicting between two fits; a second fit on the same table."""
+    tables = []
+    for scope in (contextlib.nullcontext(), two_devices()):
+        with scope:
+            callback, model, _ = train()
+            x, y, _ = data()
+            model.evaluate(x, y, batch_size=14, verbose=0)
+            model.predict(x, batch_size=14, verbose=0)
+            model.fit(
+                x, y, batch_size=14, verbose=0, shuffle=False, callbacks=[callback]
+            )
+            tables.append(callback.table)
+    np.testing.assert_allclose(*tables, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="fails in Keras, with any loss")
+def test_steps_per_execution_on_two_devices():
+    one = train()
+    with two_devices():
+        two = train(steps_per_execution=2)
+    np.testing.assert_allclose(two[0].table, one[0].table, atol=1e-5)
+    np.testing.assert_allclose(
+        two[1].get_weights()[0], one[1].get_weights()[0], atol=1e-5
+    )
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX refuses such a batch")
+def test_a_last_batch_that_does_not_split_evenly_counts_fully_in_the_table():
+    """Keras' mean over the replicas weighs their samples unequally then, also with its
+    own losses: the weights move a little differently, the evidence is the same."""
+    size = 2 * BATCH + 9
+    one = train(learning_rate=0.0, size=size)
+    with two_devices():
+        two = train(learning_rate=0.0, size=size)
+    np.testing.assert_allclose(two[0].table, one[0].table, atol=1e-5)
+
+    def kernel_of(loss, fit_callbacks=()):
+        model = keras.Sequential(
+            [keras.Input((FEATURES,)), keras.layers.Dense(CLASSES, use_bias=False)]
+        )
+        model.set_weights([KERNEL])
+        model.compile(keras.optimizers.SGD(0.1), loss)
+        x, y, _ = data(size)
+        model.fit(x, y, BATCH, verbose=0, shuffle=False, callbacks=list(fit_callbacks))
+        return model.get_weights()[0]
+
+    with two_devices():
+        ours = kernel_of(
+            SoftLabelCrossentropy(global_weight=0.0, from_logits=True),
+            [GlobalSoftLabel()],
+        )
+        keras_own = kernel_of(keras.losses.CategoricalCrossentropy(from_logits=True))
+    np.testing.assert_allclose(ours, keras_own, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="a rule of JAX")
+def test_jax_refuses_a_batch_that_does_not_split_evenly():
+    with two_devices(), pytest.raises(ValueError, match="divisible|evenly|shard"):
+        train(size=2 * BATCH + 9)
+
+
+PROCESS = """
+import os, sys
+os.environ["KERAS_BACKEND"] = "jax"
+sys.path.insert(0, sys.argv[4])
+address, processes, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+import keras
+keras.distribution.initialize(address, processes, process)
+keras.utils.set_random_seed(0)
+keras.distribution.set_distribution(
+    keras.distribution.DataParallel(auto_shard_dataset=False)
+)
+import numpy as np, tensorflow as tf
+import test_distribution as t
+import keras_mixavg
+
+x, y, w = t.data()
+def share(values):  # each process reads its half of every global batch
+    batches = [values[i : i + t.BATCH] for i in range(0, len(values), t.BATCH)]
+    halves = [b[process * len(b) // 2 : (process + 1) * len(b) // 2] for b in batches]
+    return halves
+parts = list(zip(share(x), share(y), share(w)))
+spec = (
+    tf.TensorSpec((None, t.FEATURES)), tf.TensorSpec((None, t.CLASSES)),
+    tf.TensorSpec((None,)),
+)
+dataset = tf.data.Dataset.from_generator(lambda: iter(parts), output_signature=spec)
+dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(parts)))
+dense = keras.layers.Dense(t.CLASSES, use_bias=False)
+model = keras.Sequential([keras.Input((t.FEATURES,)), dense])
+model.set_weights([t.KERNEL])
+loss = keras_mixavg.SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
+model.compile(keras.optimizers.SGD(0.1), loss)
+callback = keras_mixavg.GlobalSoftLabel()
+history = model.fit(
+    dataset, epochs=t.EPOCHS, verbose=0, shuffle=False, callbacks=[callback]
+)
+np.savez(
+    sys.argv[5] + f"/{process}.npz", table=callback.table,
+    kernel=model.get_weights()[0], loss=history.history["loss"],
+)
+"""
+
+
+def run_two_processes(*arguments):
+    """Start two; `{address}` and `{process}` are filled in. Returns their outputs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    processes = []
+    for process in "01":
+        filled = [a.format(address=address, process=process) for a in arguments]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *filled],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [output for output, _ in outputs]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="several machines need the JAX backend")
+def test_two_processes_train_as_one_does(tmp_path):
+    """`keras.distribution.initialize` over loopback, gloo collectives."""
+    program = tmp_path / "process.py"
+    program.write_text(PROCESS)
+    here = str(Path(__file__).parent)
+    run_two_processes(str(program), "{address}", "2", "{process}", here, str(tmp_path))
+    expected, losses = reference_training()
+    for i in range(2):
+        result = np.load(tmp_path / f"{i}.npz")
+        np.testing.assert_allclose(result["table"], expected.table, atol=1e-5)
+        np.testing.assert_allclose(result["kernel"], expected.kernel, atol=1e-5)
+        np.testing.assert_allclose(result["loss"], losses, rtol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="several machines need the JAX backend")
+def test_the_example_for_several_machines_runs_on_two_processes():
+    example = str(Path(__file__).parent.parent / "examples" / "several_machines.py")
+    arguments = "--coordinator {address} --processes 2 --process {process}".split()
+    outputs = run_two_processes(example, *arguments)
+    figures = [output.splitlines()[-1].partition(": ")[2] for output in outputs]
+    assert figures[0] == figures[1]
+    accuracy = float(re.search(r"accuracy ([\d.]+)", figures[0])[1])
+    assert accuracy > 0.7
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy of TensorFlow")
+@pytest.mark.parametrize("where", ["loss", "fit"])
+def test_a_multi_worker_strategy_is_refused_and_the_jax_way_named(where):
+    import tensorflow as tf
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # a cluster of one
+    message = "MultiWorkerMirroredStrategy.*KERAS_BACKEND=jax.*DataParallel"
+    if where == "loss":
+        with strategy.scope(), pytest.raises(RuntimeError, match=message):
+            SoftLabelCrossentropy()
+        return
+    loss = SoftLabelCrossentropy(from_logits=True)
+    with strategy.scope(), pytest.raises(RuntimeError, match=message):
+        train(loss=loss)
+
+
+# What a plausible mistake in the handling of state would do. Each test builds the
+# broken class itself and shows that the comparisons above notice.
+
+
+def differs_from_the_reference(run, learning_rate=0.1):
+    expected, losses = reference_training(learning_rate)
+    callback, model, logs = run
+    return not (
+        np.allclose(callback.table, expected.table, atol=1e-5)
+        and np.allclose(logs["loss"], losses, rtol=1e-5)
+    )
+
+
+def test_mutation_summed_aggregation_is_noticed(monkeypatch):
+    """With "sum" for all variables two replicas double the table and the weight."""
+    if BACKEND != "tensorflow":
+        pytest.skip("only tf.distribute aggregates variables")
+
+    class Summed(SoftLabelTable):
+        def _variable(self, name, shape, initializer="zeros", aggregation="sum"):
+            return super()._variable(name, shape, initializer, "sum")
+
+    monkeypatch.setattr("keras_mixavg.callbacks.SoftLabelTable", Summed)
+    assert not differs_from_the_reference(train())
+    with two_devices():
+        assert differs_from_the_reference(train())
+
+
+def test_mutation_the_flag_left_on_during_validation_is_noticed(monkeypatch):
+    class LeftOn(SoftLabelTable):
+        def reset_state(self):
+            pass
+
+    monkeypatch.setattr("keras_mixavg.callbacks.SoftLabelTable", LeftOn)
+    assert differs_from_the_reference(train())
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="elsewhere it works, until it is saved")
+def test_mutation_a_table_owned_by_the_loss_alone_is_noticed(monkeypatch):
+    """JAX makes such a table a constant of the compiled step. The callback notices,
+    before training and, by its count of the steps, after an epoch."""
+
+    class Owner(SoftLabelCrossentropy):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.own_table = SoftLabelTable()
+            self.own_table.build(CLASSES)
+
+    loss = Owner(global_weight=0.5, from_logits=True)
+    monkeypatch.setattr(
+        "keras_mixavg.callbacks.SoftLabelTable", lambda name: loss.own_table
+    )
+    assert not differs_from_the_reference(train(loss=loss))  # attached: as it should be
+    loss = Owner(global_weight=0.5, from_logits=True)
+    monkeypatch.setattr("keras_mixavg.callbacks.track_metric", lambda *args: None)
+    with pytest.raises(ValueError, match="must list the soft-label table"):
+        train(loss=loss)
+    monkeypatch.setattr("keras_mixavg.callbacks._check_carried", lambda *args: None)
+    with pytest.warns(UserWarning, match="without global soft labels"):
+        assert differs_from_the_reference(train(loss=loss))

@@ -1,0 +1,258 @@
+"""Every way to run a step: the tables and weights equal those of reference.py."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+from test_training import Tables, averaged_batches, dataset_of, linear_model
+
+from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
+from keras_mixavg.soft_label_table import numpy_of
+
+FEATURES, CLASSES = 5, 4
+SIZES = (8,) * 6 + (5,)  # seven batches
+
+
+def expected_training(kernel, batches, epochs=3, training=reference.Training, **kwargs):
+    expected = training(np.array(kernel, "float32"), 0.1, **kwargs)
+    tables = []
+    for _ in range(epochs):
+        expected.epoch(batches)
+        tables.append(expected.table)
+    return expected, tables
+
+
+def trained(model, batches, epochs=3, loss=None, optimizer=None, **compile_args):
+    model.compile(
+        optimizer or keras.optimizers.SGD(0.1),
+        loss or SoftLabelCrossentropy(from_logits=True),
+        **compile_args,
+    )
+    callback = GlobalSoftLabel()
+    tables = Tables(callback)
+    model.fit(
+        dataset_of(batches),
+        epochs=epochs,
+        verbose=0,
+        shuffle=False,
+        callbacks=[callback, tables],
+        validation_data=dataset_of(batches[:1]),
+    )
+    return tables.seen
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"run_eagerly": True},
+        {"jit_compile": True},
+        {"jit_compile": False},
+        {"steps_per_execution": 4},
+        {"steps_per_execution": 4, "jit_compile": True},
+    ],
+    ids=str,
+)
+def test_ways_to_compile_the_step(rng, mode):
+    if keras.backend.backend() == "torch" and "steps_per_execution" in mode:
+        pytest.skip("Keras refuses steps_per_execution on torch")
+    batches = averaged_batches(rng, sizes=SIZES, weighted=True)
+    kernel = rng.normal(size=(FEATURES, CLASSES)) * 0.3
+    model = linear_model(kernel)
+    tables = trained(model, batches, metrics=[SoftLabelAccuracy()], **mode)
+    expected, expected_tables = expected_training(kernel, batches)
+    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+
+
+class Accumulating(reference.Training):
+    """SGD on the mean gradient of each two steps."""
+
+    pending = None
+
+    def step(self, x, labels, sample_weight=None):
+        before = self.kernel.copy()
+        value = super().step(x, labels, sample_weight)
+        change, self.kernel = self.kernel - before, before
+        if self.pending is None:
+            self.pending = change
+        else:
+            self.kernel = self.kernel + (self.pending + change) / 2
+            self.pending = None
+        return value
+
+
+def test_gradient_accumulation_counts_every_step_in_the_table(rng):
+    batches = averaged_batches(rng, sizes=SIZES)
+    kernel = rng.normal(size=(FEATURES, CLASSES)) * 0.3
+    model = linear_model(kernel)
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    tables = trained(model, batches, optimizer=optimizer)
+    expected, expected_tables = expected_training(
+        kernel, batches, training=Accumulating
+    )
+    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+
+
+@pytest.fixture(params=["mixed_float16", "mixed_bfloat16"])
+def mixed_precision(request):
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(policy)
+
+
+def test_mixed_precision_keeps_the_table_in_float32(rng, mixed_precision):
+    """Kernel and inputs are whole numbers over 8 and the steps 0: no rounding but that
+    of the logits, and of a softmax in float32."""
+    batches = [
+        (np.round(4 * x) / 8, y, w)
+        for x, y, w in averaged_batches(rng, sizes=SIZES, weighted=True)
+    ]
+    kernel = np.round(8 * rng.normal(size=(FEATURES, CLASSES))) / 8
+    model = linear_model(kernel)
+    optimizer = keras.optimizers.SGD(0.0)
+    tables = trained(model, batches, optimizer=optimizer)
+    expected = reference.Training(kernel, 0.0)
+    for table in tables:
+        expected.epoch(batches)
+        tolerance = 2e-3 if mixed_precision == "mixed_float16" else 1.5e-2
+        np.testing.assert_allclose(table, expected.table, atol=tolerance)
+        assert table.dtype == "float32"
+        np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-6)
+    for variable in model.soft_label_table.variables:
+        assert variable.dtype == "float32"
+
+
+def test_mixed_precision_with_huge_logits_stays_finite(rng, mixed_precision):
+    batches = averaged_batches(rng, sizes=SIZES)
+    batches = [(np.sign(x), y, w) for x, y, w in batches]
+    signs = np.sign(rng.normal(size=(FEATURES, CLASSES)))
+    model = linear_model(signs * 1e4 / FEATURES)
+    model.compile(keras.optimizers.SGD(0.0), SoftLabelCrossentropy(from_logits=True))
+    callback = GlobalSoftLabel(collect="all")
+    history = model.fit(
+        dataset_of(batches), epochs=3, verbose=0, shuffle=False, callbacks=[callback]
+    )
+    assert np.isfinite(history.history["loss"]).all()
+    assert np.isfinite(callback.table).all()
+    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("structure", [list, dict])
+@pytest.mark.parametrize("soft", [("a",), ("a", "c")], ids=["one", "two"])
+def test_several_outputs_have_a_table_each(rng, structure, soft):
+    """Three linear heads on one input: each is trained as if it were alone."""
+    names = ("a", "b", "c")
+    kernels = {n: rng.normal(size=(FEATURES, CLASSES)) * 0.3 for n in names}
+    heads = {n: averaged_batches(rng, sizes=(12, 12, 6)) for n in names}
+    x = [batch[0] for batch in heads["a"]]
+    inputs = keras.Input((FEATURES,))
+    layers = {n: keras.layers.Dense(CLASSES, use_bias=False, name=n) for n in names}
+    outputs = {n: layers[n](inputs) for n in names}
+    losses = {
+        n: SoftLabelCrossentropy(from_logits=True)
+        if n in soft
+        else keras.losses.CategoricalCrossentropy(from_logits=True)
+        for n in names
+    }
+
+    def structured(values):
+        return values if structure is dict else [values[n] for n in names]
+
+    model = keras.Model(inputs, structured(outputs))
+    for n in names:
+        layers[n].set_weights([kernels[n]])
+    model.compile(keras.optimizers.SGD(0.1), structured(losses))
+    callback = GlobalSoftLabel()
+    labels = {n: np.concatenate([batch[1] for batch in heads[n]]) for n in names}
+    history = model.fit(
+        np.concatenate(x),
+        structured(labels),
+        batch_size=12,
+        epochs=3,
+        verbose=0,
+        shuffle=False,
+        callbacks=[callback],
+    )
+    assert isinstance(callback.table, dict) and set(callback.table) == set(soft)
+    for n in names:
+        batches = [(xs, heads[n][i][1], None) for i, xs in enumerate(x)]
+        weight = 0.25 if n in soft else 0.0
+        expected, tables = expected_training(kernels[n], batches, global_weight=weight)
+        np.testing.assert_allclose(
+            layers[n].get_weights()[0], expected.kernel, atol=1e-5
+        )
+        if n in soft:
+            np.testing.assert_allclose(callback.table[n], tables[-1], atol=1e-5)
+            assert len(history.history[f"{n}_soft_label_confidence"]) == 3
+
+
+def test_labels_at_each_position(rng):
+    """Inputs (batch, time, features) and labels (batch, time, classes)."""
+    time = 3
+    flat = averaged_batches(rng, sizes=(8 * time, 8 * time, 5 * time))
+    kernel = rng.normal(size=(FEATURES, CLASSES)) * 0.3
+    model = keras.Sequential(
+        [keras.Input((time, FEATURES)), keras.layers.Dense(CLASSES, use_bias=False)]
+    )
+    model.set_weights([kernel])
+    batches = [
+        (x.reshape(-1, time, FEATURES), y.reshape(-1, time, CLASSES), None)
+        for x, y, _ in flat
+    ]
+    tables = trained(model, batches)
+    expected, expected_tables = expected_training(kernel, flat)
+    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+
+
+def test_a_frozen_pretrained_backbone(rng):
+    backbone = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(7, "tanh"),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    backbone.trainable = False
+    head = keras.layers.Dense(CLASSES, use_bias=False)
+    model = keras.Sequential([keras.Input((FEATURES,)), backbone, head])
+    kernel = rng.normal(size=(7, CLASSES)) * 0.3
+    head.set_weights([kernel])
+    before = backbone.get_weights()
+    batches = averaged_batches(rng, sizes=SIZES)
+    tables = trained(model, batches)
+    features = [
+        (keras.ops.convert_to_numpy(backbone(x)).astype("float64"), y, w)
+        for x, y, w in batches
+    ]
+    expected, expected_tables = expected_training(kernel, features)
+    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
+    np.testing.assert_allclose(head.get_weights()[0], expected.kernel, atol=1e-5)
+    for one, other in zip(before, backbone.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
+def test_few_and_many_classes(rng, num_classes):
+    batches = []
+    for size in (8, 8, 5):
+        x = rng.normal(size=(size, FEATURES)).astype("float32")
+        y = reference.one_hot(rng.integers(0, num_classes, size), num_classes)
+        y[: size // 2] = (y[: size // 2] + np.roll(y[: size // 2], 1, axis=0)) / 2
+        batches.append((x, y.astype("float32"), None))
+    kernel = rng.normal(size=(FEATURES, num_classes)) * 0.3
+    model = keras.Sequential(
+        [keras.Input((FEATURES,)), keras.layers.Dense(num_classes, use_bias=False)]
+    )
+    model.set_weights([kernel])
+    model.compile(keras.optimizers.SGD(0.1), SoftLabelCrossentropy(from_logits=True))
+    callback = GlobalSoftLabel(collect="all")
+    model.fit(
+        dataset_of(batches), epochs=2, verbose=0, shuffle=False, callbacks=[callback]
+    )
+    expected, tables = expected_training(kernel, batches, epochs=2, collect="all")
+    np.testing.assert_allclose(callback.table, tables[-1], atol=1e-5)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert numpy_of(model.soft_label_table.table).shape == (num_classes,) * 2
