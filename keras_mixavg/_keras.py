@@ -66,9 +66,11 @@ def track_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
             model._tracker.lock()
 
 
-def untrack_metric(model: Any, metric: keras.metrics.Metric) -> None:
-    """Take `metric` out of the model's metrics; it stays an attribute."""
+def untrack_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
+    """Undo `track_metric`."""
     model._tracker.untrack(metric)
+    if getattr(model, name, None) is metric:
+        delattr(model, name)
 
 
 def replicated_by_tensorflow(model: Any) -> bool:

@@ -33,11 +33,13 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     model's `SoftLabelCrossentropy` trains on it from the next epoch on. Validation,
     `evaluate` and `predict` neither use nor change it.
 
-    The table belongs to the model, as its weights do: another `fit` goes on from it,
-    with this or a new callback. When `fit` ends, or dies of an exception, the loss is
+    The table belongs to the loss: another `fit` goes on from it, with this or a new
+    callback, and whatever saves the model saves it: `model.save`, `BackupAndRestore`,
+    `ModelCheckpoint`. When `fit` ends, or dies of an exception, the loss is
     plain cross-entropy again, and the model has the metrics, variables and compiled
     functions of one that never knew the method. Evidence of an unfinished epoch counts
-    for the next one.
+    for the next one. Samples with a prediction, label or sample weight that is not
+    finite, or with a negative weight, are left out of it, with a warning an epoch.
 
     Put it before `CSVLogger` and others that read the logs at the epoch's end.
 
@@ -59,8 +61,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     Raises:
         ValueError: for bad arguments; when training starts, if the model is not
             compiled with a `SoftLabelCrossentropy`, or with the same one for several
-            outputs, if `fit` gets two of these callbacks, or if, on JAX, a `metrics`
-            property of the model's own hides the table from Keras.
+            outputs or one that has trained another model, if `fit` gets two of these
+            callbacks, or if, on JAX, a `metrics` property of the model's own hides the
+            table from Keras.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -131,24 +134,33 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         )
         release.atexit = False
         for name, loss in self._losses.items():
-            attribute = f"soft_label_table_{name}" if name else "soft_label_table"
-            with state_scope(model):
-                table = getattr(model, attribute, None) or SoftLabelTable(
-                    name=attribute
-                )
-                num_classes = _num_classes(model, name, loss)
-                if table.num_classes is None and num_classes is not None:
-                    table.build(num_classes)
+            table = loss.table
+            _claim(table, model)
             table.release()  # from a `fit` that raised and is not yet cleared away
             table.release = release
             table.collect = self.collect
-            track_metric(model, attribute, table)
-            loss.table = table
+            self._build_if_known(name, table)
+            track_metric(model, _attribute(name), table)
+            loss.attached = True
             self._tables[name] = table
         _check_carried(model, self._tables)
         _retrace(model)
 
+    def _build_if_known(self, name: str, table: SoftLabelTable) -> None:
+        """Create the variables, if by now one can tell for how many classes."""
+        num_classes = table.loaded_classes or _num_classes(
+            self.model, name, self._losses[name]
+        )
+        if table.num_classes is None and num_classes is not None:
+            with state_scope(self.model):
+                table.build(num_classes)
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        for name, table in self._tables.items():
+            self._build_if_known(name, table)  # BackupAndRestore may have loaded it
+            if table.num_classes and table.epoch < epoch and numpy_of(table.steps) > 0:
+                self._end_epoch(name, table)  # saved between the epoch's end and (8)
+            table.epoch = epoch
         self._weights = {
             name: loss.weight_at(epoch) for name, loss in self._losses.items()
         }
@@ -178,12 +190,23 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             table.reset_state()
             if table.num_classes is None:  # not one batch came
                 continue
-            table.end_epoch(self.prior_count)
+            self._end_epoch(name, table)
             if logs is not None:
                 prefix = f"{name}_" if name else ""
                 for statistic, value in table.statistics().items():
                     logs[prefix + statistic] = value
         self._weights = {}
+
+    def _end_epoch(self, name: str, table: SoftLabelTable) -> None:
+        left_out = table.end_epoch(self.prior_count)
+        if left_out:
+            output = f" of output {name!r}" if name else ""
+            warnings.warn(
+                f"{left_out} samples{output} were left out of the soft-label table in "
+                f"epoch {table.epoch}: their predictions, labels or sample weights are "
+                "not finite, or their sample weights negative. The loss had them all.",
+                stacklevel=2,
+            )
 
     def on_train_end(self, logs: Any = None) -> None:
         for table in self._tables.values():
@@ -194,8 +217,8 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             self._tables[name].arm(weight)
 
     def _steps_without(self, table: SoftLabelTable) -> int:
-        steps = numpy_of(self.model.optimizer.iterations) - numpy_of(table.steps)
-        return int(steps)
+        collected = 0 if table.num_classes is None else numpy_of(table.steps)
+        return int(numpy_of(self.model.optimizer.iterations) - collected)
 
     def get_config(self) -> dict[str, Any]:
         return {"prior_count": self.prior_count, "collect": self.collect}
@@ -227,6 +250,21 @@ def _soft_label_losses(model: Any) -> dict[str, SoftLabelCrossentropy]:
             "global soft labels."
         )
     return losses
+
+
+def _attribute(name: str) -> str:
+    """The model's attribute for the table of an output while it trains."""
+    return f"soft_label_table_{name}" if name else "soft_label_table"
+
+
+def _claim(table: SoftLabelTable, model: Any) -> None:
+    if table.owner is not None and table.owner() is not model:
+        raise ValueError(
+            "The SoftLabelCrossentropy of this model has trained another model, whose "
+            "soft-label table it holds. Compile each model with a "
+            "SoftLabelCrossentropy(...) of its own."
+        )
+    table.owner = weakref.ref(model)
 
 
 def _num_classes(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | None:
@@ -281,9 +319,8 @@ def _detach(
 ) -> None:
     """Undo what training began with. Assigns no variable: it may run at any moment."""
     for name, table in tables.items():
-        if losses[name].table is table:
-            losses[name].table = None
-        untrack_metric(model, table)
+        losses[name].attached = False
+        untrack_metric(model, _attribute(name), table)
     _retrace(model)
 
 

@@ -23,6 +23,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     `evaluate` and validation included, this is `keras.losses.CategoricalCrossentropy`,
     so that `val_loss` compares with any other run.
 
+    The table of soft labels belongs to the loss, and is saved and loaded with the model
+    that is compiled with it. A loss with a trained table serves that model only.
+
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX);
     equations (4)-(7) of the method card, README.md in this package.
 
@@ -83,7 +86,8 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.num_classes = num_classes
         self.global_weight = global_weight
         self.from_logits = from_logits
-        self.table: SoftLabelTable | None = None  # while GlobalSoftLabel trains
+        self.table = SoftLabelTable()
+        self.attached = False  # while GlobalSoftLabel trains
         self.seen_classes: int | None = None  # the width of the last predictions
 
     def weight_at(self, epoch: int) -> float:
@@ -102,15 +106,15 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         shape = tuple(ops.convert_to_tensor(y_pred).shape)
         self._check_shapes(tuple(y_true.shape), shape)
         self.seen_classes = shape[-1]
-        if self.table is not None and self.table.num_classes is None:
+        if self.attached and self.table.num_classes is None:
             self.table.build(shape[-1])
         loss = super().__call__(y_true, y_pred, sample_weight)
-        if self.table is not None:
+        if self.attached:
             self._collect(self.table, y_true, y_pred, sample_weight, mask)
         return loss
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        if self.table is not None:
+        if self.attached:
             y_true = self.table.targets(y_true)
         return equations.crossentropy(y_true, y_pred, self.from_logits)
 
@@ -160,7 +164,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             )
         for owner, expected in (
             ("num_classes of this loss", self.num_classes),
-            ("the soft-label table", self.table and self.table.num_classes),
+            ("its soft-label table", self.table.num_classes if self.attached else None),
         ):
             if expected is not None and _differ(y_pred[-1], expected):
                 raise ValueError(

@@ -159,15 +159,32 @@ def test_a_second_fit_goes_on_from_the_table(batches, kernel, second):
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
 
 
-def test_deleting_the_table_makes_the_next_fit_start_anew(batches, kernel):
+def test_a_new_loss_starts_anew_and_the_same_one_goes_on(batches, kernel):
     model = compiled_model(kernel, learning_rate=0.0)
-    callback = GlobalSoftLabel()
+    callback = GlobalSoftLabel(prior_count=5.0)
     tables = []
-    for _ in range(2):
+    same = model.loss
+    for loss in (same, SoftLabelCrossentropy(from_logits=True), same):
+        model.compile(keras.optimizers.SGD(0.0), loss)
         fit(model, batches, 1, [callback])
         tables.append(callback.table)
-        del model.soft_label_table
-    np.testing.assert_array_equal(*tables)
+    np.testing.assert_array_equal(tables[0], tables[1])
+    expected = reference.Training(kernel, 0.0, prior_count=5.0)
+    for _ in range(2):
+        expected.epoch(batches)
+    np.testing.assert_allclose(tables[2], expected.table, atol=1e-6)
+
+
+def test_a_loss_that_has_trained_another_model_is_refused(batches, kernel):
+    model, other = compiled_model(kernel), linear_model(kernel)
+    fit(model, batches, 1, [GlobalSoftLabel()])
+    other.compile("sgd", model.loss)
+    fit(other, batches, 1, [])  # plain cross-entropy may be shared
+    with pytest.raises(ValueError, match="has trained another model.*of its own"):
+        fit(other, batches, 1, [GlobalSoftLabel()])
+    gc.collect()
+    assert_nothing_is_left(other, batches)
+    fit(model, batches, 1, [GlobalSoftLabel()])
 
 
 @pytest.mark.parametrize("second", ["the same callback", "a new callback"])
@@ -364,7 +381,7 @@ def test_validation_leaks_nothing_where_a_model_resets_its_own_metrics(batches, 
             with pytest.raises(ValueError, match=r"return \[\*super\(\).metrics"):
                 fit(model, batches, 3, [callback])
             gc.collect()
-            assert model.loss.table is None
+            assert not model.loss.attached
             return
         fit(model, batches, 3, [callback], validation_data=batches[2][:2])
         tables.append(callback.table)

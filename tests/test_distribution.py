@@ -331,10 +331,10 @@ def test_mutation_summed_aggregation_is_noticed(monkeypatch):
         pytest.skip("only tf.distribute aggregates variables")
 
     class Summed(SoftLabelTable):
-        def _variable(self, name, shape, initializer="zeros", aggregation="sum"):
-            return super()._variable(name, shape, initializer, "sum")
+        def _variable(self, name, shape, initial="zeros", aggregation="sum"):
+            return super()._variable(name, shape, initial, "sum")
 
-    monkeypatch.setattr("keras_mixavg.callbacks.SoftLabelTable", Summed)
+    monkeypatch.setattr("keras_mixavg.losses.SoftLabelTable", Summed)
     assert not differs_from_the_reference(train())
     with two_devices():
         assert differs_from_the_reference(train())
@@ -345,27 +345,16 @@ def test_mutation_the_flag_left_on_during_validation_is_noticed(monkeypatch):
         def reset_state(self):
             pass
 
-    monkeypatch.setattr("keras_mixavg.callbacks.SoftLabelTable", LeftOn)
+    monkeypatch.setattr("keras_mixavg.losses.SoftLabelTable", LeftOn)
     assert differs_from_the_reference(train())
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="elsewhere it works, until it is saved")
 def test_mutation_a_table_owned_by_the_loss_alone_is_noticed(monkeypatch):
-    """JAX makes such a table a constant of the compiled step. The callback notices,
-    before training and, by its count of the steps, after an epoch."""
+    """Not tracked by the model, JAX makes it a constant of the step. This is noticed
+    before training and, by the count of the steps, after an epoch."""
 
-    class Owner(SoftLabelCrossentropy):
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.own_table = SoftLabelTable()
-            self.own_table.build(CLASSES)
-
-    loss = Owner(global_weight=0.5, from_logits=True)
-    monkeypatch.setattr(
-        "keras_mixavg.callbacks.SoftLabelTable", lambda name: loss.own_table
-    )
-    assert not differs_from_the_reference(train(loss=loss))  # attached: as it should be
-    loss = Owner(global_weight=0.5, from_logits=True)
+    loss = SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
     monkeypatch.setattr("keras_mixavg.callbacks.track_metric", lambda *args: None)
     with pytest.raises(ValueError, match="must list the soft-label table"):
         train(loss=loss)

@@ -32,7 +32,7 @@ def test_the_loss_equals_the_reference_for_any_table(rng, leading, weight, from_
     labels, logits, probabilities, table = example(rng, leading)
     sample_weight = rng.uniform(size=leading).astype("float32")
     loss = SoftLabelCrossentropy(from_logits=from_logits)
-    loss.table = attached_table(table, weight)
+    loss.table, loss.attached = attached_table(table, weight), True
     predictions = logits if from_logits else probabilities
     for w in (None, sample_weight):
         expected = reference.loss(labels, probabilities, table, weight, w)
@@ -69,7 +69,7 @@ def test_the_loss_computes_in_its_dtype_and_the_evidence_in_float32(rng, dtype):
         pytest.skip("JAX has no float64 unless it is told to")
     labels, logits, probabilities, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True, dtype=dtype)
-    loss.table = attached_table(table, 0.25)
+    loss.table, loss.attached = attached_table(table, 0.25), True
     value = loss(labels, logits)
     expected = reference.loss(labels, probabilities, table, 0.25)
     assert float(value) == pytest.approx(expected, rel=5e-3)
@@ -88,7 +88,7 @@ def test_evidence_equals_the_reference(rng, weights, from_logits, collect):
     w = rng.uniform(size=8).astype("float32")
     mask = rng.uniform(size=8) < 0.5
     loss = SoftLabelCrossentropy(from_logits=from_logits)
-    loss.table = attached_table(table, 0.25, collect)
+    loss.table, loss.attached = attached_table(table, 0.25, collect), True
     predictions = logits if from_logits else probabilities
     predictions = keras.ops.convert_to_tensor(predictions)
     if weights in ("mask", "both"):
@@ -111,7 +111,7 @@ def test_evidence_equals_the_reference(rng, weights, from_logits, collect):
 
 def test_evidence_adds_up_over_batches_and_positions(rng):
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table = attached_table(np.eye(4), 0.25)
+    loss.table, loss.attached = attached_table(np.eye(4), 0.25), True
     n, m = np.zeros((2, 4, 4))
     for leading in ((6,), (2, 3), (5, 1)):
         labels, logits, probabilities, _ = example(rng, leading)
@@ -127,7 +127,7 @@ def test_sample_weights_of_every_rank_weigh_single_positions(rng, shape):
     labels, logits, probabilities, table = example(rng, (6, 1))
     w = rng.uniform(size=6).astype("float32")
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table = attached_table(table, 0.25)
+    loss.table, loss.attached = attached_table(table, 0.25), True
     value = float(loss(labels, logits, w.reshape(shape)))
     expected = reference.loss(labels, probabilities, table, 0.25, w)
     assert value == pytest.approx(expected, rel=1e-6)
@@ -138,7 +138,7 @@ def test_sample_weights_of_every_rank_weigh_single_positions(rng, shape):
 def test_a_disarmed_table_neither_weighs_in_nor_collects(rng):
     labels, logits, probabilities, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table = attached_table(table, 0.5)
+    loss.table, loss.attached = attached_table(table, 0.5), True
     loss.table.reset_state()
     expected = reference.loss(labels, probabilities)
     assert float(loss(labels, logits)) == pytest.approx(expected, rel=1e-6)
@@ -174,7 +174,7 @@ def test_the_gradient_is_that_of_the_loss_alone(rng, collect):
     labels, logits, _, table = example(rng, (3,))
     weights = rng.uniform(size=3).astype("float32")
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table = attached_table(table, 0.4, collect)
+    loss.table, loss.attached = attached_table(table, 0.4, collect), True
     result = gradient(lambda z: loss(labels, z, weights), logits)
 
     def value(logits):
@@ -251,8 +251,8 @@ def test_shapes_that_do_not_fit_are_refused(y_true, y_pred, message):
 
 def test_predictions_of_another_width_than_the_table_are_refused():
     loss = SoftLabelCrossentropy()
-    loss.table = attached_table(np.eye(3), 0.5)
-    message = r"must have 3 entries, as many as the soft-label table.*\(6, 4\)"
+    loss.table, loss.attached = attached_table(np.eye(3), 0.5), True
+    message = r"must have 3 entries, as many as its soft-label table.*\(6, 4\)"
     with pytest.raises(ValueError, match=message):
         loss(np.zeros((6, 4)), np.zeros((6, 4)))
 

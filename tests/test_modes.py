@@ -120,7 +120,7 @@ def test_mixed_precision_keeps_the_table_in_float32(rng, mixed_precision):
         np.testing.assert_allclose(table, expected.table, atol=tolerance)
         assert table.dtype == "float32"
         np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-6)
-    for variable in model.soft_label_table.variables:
+    for variable in model.loss.table.variables:
         assert variable.dtype == "float32"
 
 
@@ -255,4 +255,4 @@ def test_few_and_many_classes(rng, num_classes):
     expected, tables = expected_training(kernel, batches, epochs=2, collect="all")
     np.testing.assert_allclose(callback.table, tables[-1], atol=1e-5)
     np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
-    assert numpy_of(model.soft_label_table.table).shape == (num_classes,) * 2
+    assert numpy_of(model.loss.table.table).shape == (num_classes,) * 2
