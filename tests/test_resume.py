@@ -1,0 +1,640 @@
+"""Nothing is lost: backups, checkpoints, whole models, kills, damaged files."""
+
+import errno
+import gc
+import json
+import re
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import reference
+from test_training import (
+    CLASSES,
+    FEATURES,
+    averaged_batches,
+    dataset_of,
+    linear_model,
+)
+
+from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
+from keras_mixavg.soft_label_table import SAVED
+
+BACKEND = keras.backend.backend()
+EPOCHS = 5
+
+
+@pytest.fixture
+def batches(rng):
+    return averaged_batches(rng, sizes=(8, 8, 8, 5), weighted=True)
+
+
+def new_model(loss=None):
+    """What the program builds each time it is started."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(6, "tanh"),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        loss or SoftLabelCrossentropy(global_weight=0.5, from_logits=True),
+    )
+    model.optimizer.build(model.trainable_variables)  # else Keras loads none of them
+    return model
+
+
+def fit(model, batches, callbacks, epochs=EPOCHS, **kwargs):
+    kwargs = {"verbose": 0, "shuffle": False, **kwargs}
+    return model.fit(
+        dataset_of(batches), epochs=epochs, callbacks=list(callbacks), **kwargs
+    )
+
+
+def everything(model):
+    """Weights, optimizer variables, and what the table holds."""
+    state = {f"weight {i}": w for i, w in enumerate(model.get_weights())}
+    for i, variable in enumerate(model.optimizer.variables):
+        state[f"optimizer {i}"] = keras.ops.convert_to_numpy(variable.value)
+    return {**state, **model.loss.table.state()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys() and set(SAVED) <= one.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(keras.callbacks.Callback):
+    """End the run when batch `batch` of epoch `epoch` is done."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = (epoch, batch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise Killed
+
+
+def in_order(order, backup, others=()):
+    ours = [GlobalSoftLabel()]
+    both = ours + [backup] if order == "table first" else [backup] + ours
+    return [*both, *others]
+
+
+ORDERS = ["table first", "backup first"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("double", [False, True])
+def test_resume_from_an_epochs_backup_is_bit_for_bit(batches, tmp_path, order, double):
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=double)
+
+    whole = new_model()
+    fit(whole, batches, [GlobalSoftLabel()])
+    for epoch, batch in ((0, 2), (2, 1), (4, 3)):  # killed three times
+        model = new_model()
+        with pytest.raises(Killed):
+            fit(model, batches, in_order(order, backup(), [Kill(epoch, batch)]))
+    model = new_model()
+    history = fit(model, batches, in_order(order, backup()))
+    assert history.epoch == [4]
+    assert_same(everything(model), everything(whole))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_resume_from_a_backup_amid_an_epoch_has_all_that_was_saved(
+    batches, tmp_path, order
+):
+    """Keras begins such an epoch anew, with the weights of its middle: the same as one
+    that never stopped, but that saw the first batches of that epoch twice."""
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path, save_freq=2)
+
+    model = new_model()
+    with pytest.raises(Killed):
+        fit(model, batches, in_order(order, backup(), [Kill(2, 1)]))
+    gc.collect()
+    saved = everything(model)  # killed just when it was saved
+    np.testing.assert_array_equal(saved["steps"], 2)
+
+    resumed = new_model()
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append(everything(self.model))
+
+    fit(resumed, batches, in_order(order, backup(), [Look()]))
+    assert_same(seen[0], saved)
+
+    whole = new_model()
+    fit(whole, batches, [GlobalSoftLabel()], epochs=2)
+    try:
+        fit(whole, batches, [GlobalSoftLabel(), Kill(2, 1)], 3, initial_epoch=2)
+    except Killed:
+        pass
+    fit(whole, batches, [GlobalSoftLabel()], initial_epoch=2)
+    assert_same(everything(resumed), everything(whole))
+
+
+def test_keras_itself_does_not_resume_bit_for_bit_amid_an_epoch(batches, tmp_path):
+    """Why the test above does not ask for more: no part of this package is in this."""
+
+    def plain():
+        return new_model(keras.losses.CategoricalCrossentropy(from_logits=True))
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path, save_freq=2)
+
+    whole, killed, resumed = plain(), plain(), plain()
+    fit(whole, batches, [])
+    with pytest.raises(Killed):
+        fit(killed, batches, [backup(), Kill(2, 1)])
+    fit(resumed, batches, [backup()])
+    assert np.abs(resumed.get_weights()[0] - whole.get_weights()[0]).max() > 1e-4
+
+
+def test_resume_by_checkpointed_weights(batches, tmp_path):
+    whole = new_model()
+    fit(whole, batches, [GlobalSoftLabel()])
+    path = tmp_path / "{epoch}.weights.h5"
+    for order in ORDERS:
+        checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+        fit(new_model(), batches, in_order(order, checkpoint), epochs=3)
+        model = new_model()
+        model.load_weights(tmp_path / "3.weights.h5")
+        fit(model, batches, [GlobalSoftLabel()], initial_epoch=3)
+        assert_same(everything(model), everything(whole))
+
+
+def test_loaded_and_saved_again_without_training_nothing_is_lost(batches, tmp_path):
+    model = new_model()
+    fit(model, batches, [GlobalSoftLabel()], epochs=2)
+    model.save_weights(tmp_path / "a.weights.h5")
+    other = new_model()
+    other.load_weights(tmp_path / "a.weights.h5")
+    other.save_weights(tmp_path / "b.weights.h5")
+    last = new_model()
+    last.load_weights(tmp_path / "b.weights.h5")
+    state, expected = last.loss.table.state(), model.loss.table.state()
+    assert set(state) == set(SAVED)
+    for name in SAVED:
+        np.testing.assert_array_equal(state[name], expected[name])
+
+
+def test_each_output_gets_its_own_table_back(rng, tmp_path):
+    x = rng.normal(size=(12, FEATURES)).astype("float32")
+    y = {
+        "kind": rng.dirichlet(np.ones(CLASSES), 12).astype("float32"),
+        "colour": rng.dirichlet(np.ones(3), 12).astype("float32"),
+        "size": np.zeros((12, 1), "float32"),
+    }
+
+    def make():
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((FEATURES,))
+        outputs = {
+            name: keras.layers.Dense(label.shape[1], name=name)(inputs)
+            for name, label in y.items()
+        }
+        model = keras.Model(inputs, outputs)
+        losses = {
+            "size": "mse",
+            "kind": SoftLabelCrossentropy(from_logits=True),
+            "colour": SoftLabelCrossentropy(from_logits=True),
+        }
+        model.compile(keras.optimizers.SGD(0.1), losses)
+        return model
+
+    def train(model, **kwargs):
+        callback = GlobalSoftLabel(collect="all")
+        model.fit(
+            x, y, 4, verbose=0, shuffle=False, callbacks=[callback], epochs=2, **kwargs
+        )
+        return callback.table
+
+    whole = make()
+    train(whole)
+    whole.save_weights(tmp_path / "a.weights.h5")
+    expected = train(whole)
+    resumed = make()
+    resumed.load_weights(tmp_path / "a.weights.h5")
+    result = train(resumed)
+    assert set(result) == {"kind", "colour"}
+    for name, table in expected.items():
+        np.testing.assert_array_equal(result[name], table)
+
+
+# --- Whole models --------------------------------------------------------------------
+
+GO_ON = """
+import sys, keras, numpy as np, keras_mixavg
+folder = sys.argv[1]
+model = keras.saving.load_model(folder + "/model.keras", safe_mode=True)
+data = np.load(folder + "/data.npz")
+model.fit(
+    data["x"], data["y"], 8, epochs=2, shuffle=False, verbose=0,
+    callbacks=[keras_mixavg.GlobalSoftLabel()],
+)
+np.savez(folder + "/result.npz", *model.get_weights(), **model.loss.table.state())
+"""
+BARE = """
+import sys, keras, numpy as np
+folder = sys.argv[1]
+model = keras.saving.load_model(folder + "/model.keras", compile=False)
+predictions = model.predict(np.load(folder + "/data.npz")["x"], verbose=0)
+np.savez(folder + "/result.npz", predictions=predictions)
+assert "keras_mixavg" not in sys.modules
+"""
+
+
+def in_a_fresh_process(program, folder):
+    subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", program, str(folder)],
+        check=True,
+    )
+    return np.load(folder / "result.npz")
+
+
+@pytest.fixture
+def saved_model(rng, tmp_path):
+    """A model trained for two epochs and saved, its data, and the folder."""
+    (x, y, _) = averaged_batches(rng, sizes=(29,))[0]
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    model = new_model()
+    callback = GlobalSoftLabel()
+    model.fit(x, y, 8, epochs=2, shuffle=False, verbose=0, callbacks=[callback])
+    model.save(tmp_path / "model.keras")
+    return model, x, y, tmp_path
+
+
+def test_training_goes_on_from_a_whole_model_in_a_fresh_process(saved_model):
+    model, x, y, folder = saved_model
+    result = in_a_fresh_process(GO_ON, folder)
+    model.fit(
+        x, y, 8, epochs=2, shuffle=False, verbose=0, callbacks=[GlobalSoftLabel()]
+    )
+    for name, value in model.loss.table.state().items():
+        np.testing.assert_array_equal(result[name], value)
+    for i, value in enumerate(model.get_weights()):
+        np.testing.assert_array_equal(result[f"arr_{i}"], value)
+
+
+def test_a_process_without_the_package_gets_a_usable_model(saved_model):
+    model, x, _, folder = saved_model
+    predictions = in_a_fresh_process(BARE, folder)["predictions"]
+    np.testing.assert_array_equal(predictions, model.predict(x, verbose=0))
+
+
+def test_a_model_saved_during_training_is_whole(saved_model, batches):
+    model, _, _, folder = saved_model
+    path = folder / "{epoch}.keras"
+    tables = {}
+
+    class Remember(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            tables[epoch + 1] = self.model.loss.table.state()
+
+    save = keras.callbacks.ModelCheckpoint(path)
+    fit(model, batches, [GlobalSoftLabel(), save, Remember()], epochs=2)
+    for epoch, table in tables.items():
+        loaded = keras.saving.load_model(folder / f"{epoch}.keras")
+        for name, value in loaded.loss.table.state().items():
+            np.testing.assert_array_equal(value, table[name])
+        assert [metric.name for metric in loaded.metrics] == ["loss"]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="exports of TensorFlow")
+@pytest.mark.parametrize("when", ["during fit", "after it"])
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_an_exported_model_has_no_trace_of_the_table(saved_model, batches, when):
+    import tensorflow as tf
+
+    model, x, _, folder = saved_model
+    target = str(folder / "exported")
+
+    class Export(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if when == "during fit":
+                self.model.export(target, verbose=False)
+
+    fit(model, batches, [GlobalSoftLabel(), Export()], epochs=1)
+    if when == "after it":
+        model.export(target, verbose=False)
+    served = tf.saved_model.load(target)
+    np.testing.assert_allclose(
+        served.serve(x[:8]), model.predict(x[:8], verbose=0), rtol=1e-5
+    )
+    for file in Path(target).rglob("*"):
+        if file.is_file():
+            assert b"soft_label" not in file.read_bytes(), file
+    assert not any("table" in v.name for v in served.variables)
+    assert len(served.variables) == 4  # two kernels, two biases
+
+
+# --- Between models with the method and without --------------------------------------
+
+
+def test_a_checkpoint_with_the_method_loads_into_a_bare_model(batches, tmp_path):
+    model = new_model()
+    fit(model, batches, [GlobalSoftLabel()], epochs=2)
+    model.save_weights(tmp_path / "a.weights.h5")
+    for loss in (keras.losses.CategoricalCrossentropy(from_logits=True), None):
+        bare = new_model(loss) if loss else keras.models.clone_model(model)
+        bare.load_weights(tmp_path / "a.weights.h5")
+        for one, other in zip(bare.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_checkpoint_without_the_method_starts_at_the_identity(
+    batches, tmp_path, trained
+):
+    bare = new_model(keras.losses.CategoricalCrossentropy(from_logits=True))
+    bare.save_weights(tmp_path / "a.weights.h5")
+    model = new_model()
+    if trained:
+        fit(model, batches, [GlobalSoftLabel()], epochs=1)
+    with pytest.warns(UserWarning, match="has no soft-label table") as caught:
+        model.load_weights(tmp_path / "a.weights.h5")
+    assert len(caught) == 1
+    tables = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            table = self.model.loss.table
+            tables.append(table.state()["table"] if table.num_classes else None)
+
+    callback = GlobalSoftLabel()
+    fit(model, batches, [callback, Look()], epochs=1)
+    np.testing.assert_array_equal(tables[0], np.eye(CLASSES))
+
+
+def test_a_checkpoint_of_an_untrained_model_loads_without_a_word(batches, tmp_path):
+    new_model().save_weights(tmp_path / "a.weights.h5")
+    model = new_model()
+    fit(model, batches, [GlobalSoftLabel()], epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_weights(tmp_path / "a.weights.h5")
+    np.testing.assert_array_equal(model.loss.table.state()["table"], np.eye(CLASSES))
+
+
+# --- Faults --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="once is enough")
+def test_kill_training_at_20_random_moments_and_resume(tmp_path, capsys):
+    script = Path(__file__).parent / "killed.py"
+    result = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "20", "0"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    survived = re.findall(r"^(\d+) kills survived", result.stdout, re.MULTILINE)
+    whole = dict(np.load(tmp_path / "uninterrupted.npz"))
+    for name in ("first", "last"):
+        assert_same(dict(np.load(tmp_path / f"killed {name}.npz")), whole)
+    with capsys.disabled():
+        print(f"\n{' + '.join(survived)} kills survived, bit for bit")
+    assert sum(map(int, survived)) == 20
+
+
+def test_a_truncated_checkpoint_leaves_the_state_as_it_was(batches, tmp_path):
+    model = new_model()
+    fit(model, batches, [GlobalSoftLabel()], epochs=1)
+    path = tmp_path / "a.weights.h5"
+    model.save_weights(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    before = everything(model)
+    with pytest.raises(OSError, match="truncated"):
+        model.load_weights(path)
+    assert_same(everything(model), before)
+    fit(model, batches, [GlobalSoftLabel()], epochs=1)
+
+
+def test_a_truncated_backup_falls_back_to_the_one_before(batches, tmp_path):
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=True)
+
+    whole = new_model()
+    fit(whole, batches, [GlobalSoftLabel()])
+    with pytest.raises(Killed):
+        fit(new_model(), batches, [GlobalSoftLabel(), backup(), Kill(3, 1)])
+    latest = tmp_path / "latest.weights.h5"
+    latest.write_bytes(latest.read_bytes()[:1000])
+    model = new_model()
+    fit(model, batches, [GlobalSoftLabel(), backup()])
+    assert_same(everything(model), everything(whole))
+
+
+DAMAGES = {
+    "a row that does not sum to 1": ("table", lambda v: v * 0.9, "sum to 1"),
+    "a negative entry": ("table", lambda v: v - 0.5 * (v == v.max()), "sum to 1"),
+    "nan in the table": ("table", lambda v: v * np.nan, "finite"),
+    "nan in the evidence": ("evidence", lambda v: v * np.nan, "finite"),
+    "another number of classes": ("table", lambda v: np.eye(7), r"shape \(4, 4\)"),
+    "a part is missing": ("mass", lambda v: None, "must have"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_damaged_table_is_refused_as_a_whole(batches, damage, trained):
+    name, change, message = DAMAGES[damage]
+    model = new_model()
+    fit(model, batches, [GlobalSoftLabel()], epochs=1)
+    state = {**model.loss.table.state(), "epoch": np.array(3)}
+    state[name] = change(state[name])
+    if state[name] is None:
+        del state[name]
+    table = model.loss.table if trained else new_model().loss.table
+    if not trained and damage == "another number of classes":
+        message = r"shape \(7, 7\)"
+    before, epoch = table.state(), table.epoch
+    with pytest.raises(ValueError, match=message):
+        table.load_own_variables(state)
+    assert table.epoch == epoch
+    assert before.keys() == table.state().keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(table.state()[key], value)
+
+
+def test_a_model_with_other_classes_says_which(batches, tmp_path):
+    model = new_model()
+    fit(model, batches, [GlobalSoftLabel()], epochs=1)
+    state = {**model.loss.table.state(), "epoch": np.array(0)}
+    other = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(3)])
+    other.compile("sgd", SoftLabelCrossentropy(from_logits=True))
+    other.loss.table.load_own_variables(state)
+    with pytest.raises(ValueError, match="must have 4 entries.*its soft-label table"):
+        other.fit(
+            np.ones((4, FEATURES)),
+            np.eye(3)[[0, 1, 2, 0]],
+            callbacks=[GlobalSoftLabel()],
+            verbose=0,
+        )
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="nothing of the backend's")
+def test_a_full_disk_ends_fit_and_leaves_a_usable_run(batches, tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    model = new_model()
+
+    class FillDisk(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+
+    def callbacks():
+        backup = keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=True)
+        return [GlobalSoftLabel(), backup]
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError) as caught:
+            fit(model, batches, [*callbacks(), FillDisk()])
+        assert caught.value.errno in (errno.EFBIG, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    del caught
+    gc.collect()
+    assert not model.loss.attached
+    assert [metric.name for metric in model.metrics] == ["loss"]
+    state = model.loss.table.state()
+    np.testing.assert_allclose(state["table"].sum(axis=1), 1, atol=1e-6)
+
+    whole = new_model()
+    fit(whole, batches, [GlobalSoftLabel()])
+    resumed = new_model()
+    fit(resumed, batches, callbacks())
+    assert_same(everything(resumed), everything(whole))
+
+
+def test_the_metadata_of_backups_is_what_we_think(batches, tmp_path):
+    """Keras counts finished epochs, and the table the one its evidence is of."""
+    backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
+    model = new_model()
+    fit(model, batches, [backup, GlobalSoftLabel()], epochs=2)
+    metadata = json.loads((tmp_path / "training_metadata.json").read_text())
+    assert metadata["epoch"] == 2
+    other = new_model()
+    other.load_weights(tmp_path / "latest.weights.h5")
+    assert other.loss.table.epoch == 1
+    np.testing.assert_array_equal(other.loss.table.state()["steps"], len(batches))
+
+
+# --- Bad numbers ---------------------------------------------------------------------
+
+
+class StandStill(keras.optimizers.SGD):
+    """Only the table moves. (NaN times a learning rate of 0 is NaN.)"""
+
+    def update_step(self, gradient, variable, learning_rate):
+        pass
+
+
+def standing_still():
+    model = new_model()
+    model.compile(StandStill(), SoftLabelCrossentropy(from_logits=True))
+    return model
+
+
+def spoilt(batches, part, value):
+    """Every fourth sample has `value` somewhere in `part`."""
+    result = []
+    for x, y, w in batches:
+        x, y, w = x.copy(), y.copy(), w.copy()
+        {"x": x, "y": y, "w": w}[part][::4] = value
+        result.append((x, y, w))
+    return result
+
+
+@pytest.mark.parametrize(
+    "part, value",
+    [
+        ("x", np.nan),
+        ("x", np.inf),
+        ("y", np.nan),
+        ("y", np.inf),
+        ("w", np.nan),
+        ("w", np.inf),
+        ("w", -1.0),
+    ],
+)
+@pytest.mark.parametrize("collect", ["all", "correct"])
+def test_bad_samples_are_left_out_and_counted(rng, batches, part, value, collect):
+    kernel = rng.normal(size=(FEATURES, CLASSES)).astype("float32")
+    model = linear_model(kernel)
+    model.compile(StandStill(), SoftLabelCrossentropy(from_logits=True))
+    bad = spoilt(batches, part, value)
+    callback = GlobalSoftLabel(collect=collect)
+    left_out = sum(len(x[::4]) for x, _, _ in batches)
+    with pytest.warns(UserWarning, match=f"^{left_out} samples were left out") as seen:
+        fit(model, bad, [callback], epochs=2)
+    assert sum("left out" in str(w.message) for w in seen) == 2  # one an epoch
+    expected = reference.Training(kernel, collect=collect)
+    good = [tuple(np.delete(p, np.s_[::4], axis=0) for p in batch) for batch in batches]
+    for _ in range(2):
+        expected.epoch(good)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [0.0, 0.3, 7.0])
+def test_rows_sum_to_one_whatever_the_weights_and_labels(batches, weight, scale):
+    """No weight at all, tiny and huge ones; labels that sum to 0, 0.3 and 7."""
+    strange = [
+        (x, scale * y, np.full(len(x), weight, "float32")) for x, y, _ in batches
+    ]
+    model = standing_still()
+    callback = GlobalSoftLabel(collect="all")
+    fit(model, strange, [callback], epochs=3)
+    assert np.isfinite(callback.table).all() and (callback.table >= 0).all()
+    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
+    if weight == 0 or scale == 0:
+        np.testing.assert_array_equal(callback.table, np.eye(CLASSES))
+
+
+def test_evidence_beyond_float32_leaves_the_table_and_says_so(batches):
+    huge = [(x, y, np.full(len(x), 3e38, "float32")) for x, y, _ in batches]
+    model = standing_still()
+    callback = GlobalSoftLabel(collect="all")
+    with pytest.warns(UserWarning, match="beyond float32.*Scale the sample weights"):
+        fit(model, huge, [callback], epochs=1)
+    np.testing.assert_array_equal(callback.table, np.eye(CLASSES))
+    fit(model, batches, [callback], epochs=1)
+    assert np.abs(callback.table - np.eye(CLASSES)).max() > 0.01
+
+
+def test_terminate_on_nan_still_ends_training(batches):
+    bad = spoilt(batches, "x", np.nan)
+    model = new_model()
+    callback = GlobalSoftLabel()
+    with pytest.warns(UserWarning, match="left out"):
+        history = fit(model, bad, [callback, keras.callbacks.TerminateOnNaN()])
+    assert history.epoch == [0]
+    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
