@@ -13,7 +13,7 @@ CORE := --ignore=tests/test_docs.py --ignore=tests/test_examples.py \
 	--ignore=tests/test_plotting.py
 OLDEST := $(shell grep -oE '(keras|tensorflow)>=[0-9.]+' pyproject.toml | sed 's/>/=/')
 
-.PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest lint docs
+.PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest fuzz lint docs
 
 demo: .venv/installed  ## train on real images three ways, one minute; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
@@ -31,6 +31,9 @@ test-jax test-torch: test-%: .venv/backends
 
 test-oldest: .venv-oldest/installed  ## TensorFlow tests with the oldest versions admitted
 	.venv-oldest/bin/python -m pytest $(CORE)
+
+fuzz: .venv/installed  ## three fuzz tests, five minutes each
+	FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -53,6 +56,6 @@ docs: .venv/installed  ## draw the pictures and make the figures of README.md an
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
-	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) "pytest>=8" scikit-learn
+	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) "pytest>=8" hypothesis scikit-learn
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@

@@ -109,3 +109,16 @@ def test_every_test_that_the_readme_names_exists():
     tests = "".join(file.read_text() for file in Path(__file__).parent.glob("*.py"))
     for name in re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()):
         assert f"def {name}(" in tests, name
+
+
+def test_the_figures_on_checkpoints_are_the_recorded_run():
+    record = json.loads((ROOT / "benchmarks/results/checkpoint.json").read_text())
+    row = record["rows"][-1]
+    assert row["num_classes"] == 1000
+    grown = (row["bytes_with"] - row["bytes_without"]) / 1e6
+    save, load = (
+        row[f"{a}_ms_with"] - row[f"{a}_ms_without"] for a in ("save", "load")
+    )
+    readme = (ROOT / "README.md").read_text()
+    assert f"grows by {grown:.0f} MB and takes {save:.0f} ms longer" in readme
+    assert f"to write and {load:.0f} ms to read" in readme

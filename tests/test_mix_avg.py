@@ -1,4 +1,5 @@
 import collections
+import concurrent.futures
 import subprocess
 import sys
 
@@ -380,6 +381,85 @@ def test_it_works_in_a_keras_pipeline(rng):
     ((_, labels),) = [(b["images"], b["labels"]) for b in batches_of(dataset)]
     np.testing.assert_array_equal(labels.sum(axis=1), np.ones(6))
     assert np.all((labels == 0.5).sum(axis=1) + 2 * (labels == 1).sum(axis=1) == 2)
+
+
+def assert_made_of_its_own_samples(batch, samples):
+    """Images, labels and weights, each by the same one or two samples of `samples`."""
+    images, labels, weights = unique_batch(samples)
+    x, y, w = batch
+    shares = y.sum(axis=1)
+    np.testing.assert_allclose(shares, 1)
+    np.testing.assert_array_equal(x, y @ images)
+    np.testing.assert_array_equal(w, y @ weights)
+
+
+def unique_dataset(samples):
+    return tf.data.Dataset.from_tensor_slices(unique_batch(samples)).shuffle(samples)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_parallel_maps_never_mix_up_pairs(deterministic, seed):
+    dataset = (
+        unique_dataset(256)
+        .batch(16)
+        .map(
+            MixAvg(rate=1.0, seed=seed),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=deterministic,
+        )
+    )
+    for _ in range(5):
+        batches = batches_of(dataset)
+        for batch in batches:
+            assert_made_of_its_own_samples(batch, 256)
+        total = sum(batch[1].sum(axis=0) for batch in batches)
+        np.testing.assert_allclose(total, 1)  # every sample counts once an epoch
+
+
+def test_two_iterators_and_two_datasets_share_a_layer_without_mixing():
+    layer = MixAvg(seed=1)
+    one = unique_dataset(64).batch(8).map(layer, num_parallel_calls=2)
+    other = unique_dataset(48).batch(6).map(layer, num_parallel_calls=2)
+    iterators = [one.as_numpy_iterator() for _ in range(2)]
+    iterators.append(other.as_numpy_iterator())
+    for batches in zip(*iterators, strict=True):
+        for batch, samples in zip(batches, (64, 64, 48), strict=True):
+            assert_made_of_its_own_samples(batch, samples)
+
+
+def test_threads_that_call_one_layer_never_mix_up_pairs():
+    layer = MixAvg(seed=1)
+    batch = unique_batch(32)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: to_numpy(layer(batch)), range(64)))
+    for result in results:
+        assert_made_of_its_own_samples(result, 32)
+
+
+def test_what_a_seed_fixes():
+    """Sequential maps and calls: everything. Two iterators of one map draw from one
+    random state: who asks first gets the next draw, and none comes twice."""
+
+    def dataset():
+        data = tf.data.Dataset.from_tensor_slices(unique_batch(64)).batch(8)
+        return data.map(MixAvg(seed=3))
+
+    def labels(iterator):
+        return [batch[1] for batch in iterator]
+
+    alone = labels(dataset().as_numpy_iterator())
+    np.testing.assert_array_equal(labels(dataset().as_numpy_iterator()), alone)
+    shared = dataset()
+    together = [[], []]
+    for batches in zip(
+        shared.as_numpy_iterator(), shared.as_numpy_iterator(), strict=True
+    ):
+        for seen, batch in zip(together, batches, strict=True):
+            seen.append(batch[1])
+    drawn = {array.tobytes() for seen in together for array in seen}
+    assert len(drawn) == 16
+    np.testing.assert_array_equal(together[0][0], alone[0])  # it asked first
 
 
 @pytest.mark.parametrize("name", ["RandomFlip", "RandAugment"])
