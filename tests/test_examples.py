@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 
 sys.path.insert(0, str(ROOT / "examples"))
 import quickstart  # noqa: E402
+from small_data import write_cifar10  # noqa: E402
 
 
 def run(*arguments, folder):
@@ -73,59 +74,13 @@ def test_the_quickstart_reads_cifar10_through_tfds(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TFDS and protobuf
-def test_cifar10_is_read_from_the_data_dir_given(tmp_path, monkeypatch):
+def test_cifar10_is_read_from_the_data_dir_given(tmp_path):
     """The real loading path, on a small CIFAR-10 that this test writes."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), "uint8")
-    features = tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(32, 32, 3)),
-            "label": tfds.features.ClassLabel(num_classes=10),
-        }
-    )
-    version = tfds.builder("cifar10", data_dir=tmp_path).version
-    folder = tmp_path / "cifar10" / str(version)
-    splits = {"train": range(20), "test": range(20, 30)}
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(write_records(folder, features, images, splits)),
-        features=features,
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=name, shard_lengths=[len(members)], num_bytes=0
-            ).replace(filename_template=template(folder, name))
-            for name, members in splits.items()
-        ],
-        supervised_keys=("image", "label"),
-    )
+    images = write_cifar10(tmp_path, train=20, test=10)
     train, test, names = quickstart.load_cifar10(tmp_path)
     np.testing.assert_array_equal(train[0], images[:20])
     np.testing.assert_array_equal(test[1], np.arange(20, 30) % 10)
     assert len(names) == 10
-
-
-def template(folder, split):
-    import tensorflow_datasets as tfds
-
-    return tfds.core.ShardedFileTemplate(
-        dataset_name="cifar10",
-        data_dir=folder,
-        split=split,
-        filetype_suffix="tfrecord",
-    )
-
-
-def write_records(folder, features, images, splits):
-    import tensorflow as tf
-
-    folder.mkdir(parents=True)
-    for name, members in splits.items():
-        path = folder / f"cifar10-{name}.tfrecord-00000-of-00001"
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for i in members:
-                example = {"id": f"{i}", "image": images[i], "label": i % 10}
-                writer.write(features.serialize_example(example))
-    return folder
 
 
 def test_few_of_each_class_are_balanced_and_seeded():

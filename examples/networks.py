@@ -1,0 +1,69 @@
+"""Networks for small images: PreAct ResNet-18, and a small one for a CPU.
+
+He et al., "Identity Mappings in Deep Residual Networks", arXiv 1603.05027. As usual
+for 32 and 64 pixels the stem is a 3x3 convolution, and there is no max-pooling.
+"""
+
+import keras
+from keras import layers
+
+
+def preact_resnet18(shape, num_classes, weight_decay=0.0):
+    """11.17 M parameters at 10 classes."""
+    return preact_resnet(shape, num_classes, (64, 128, 256, 512), 2, weight_decay)
+
+
+def small(shape, num_classes, weight_decay=0.0, width=32):
+    """0.31 M parameters at 10 classes; 0.08 M with `width=16`."""
+    widths = (width, 2 * width, 4 * width)
+    return preact_resnet(shape, num_classes, widths, 1, weight_decay)
+
+
+def tiny(shape, num_classes, weight_decay=0.0):
+    """0.08 M parameters at 10 classes."""
+    return small(shape, num_classes, weight_decay, width=16)
+
+
+NETWORKS = {"preact_resnet18": preact_resnet18, "small": small, "tiny": tiny}
+
+
+def preact_resnet(shape, num_classes, widths, blocks, weight_decay=0.0):
+    """Images of 0 to 255 in, logits out; `blocks` residual blocks of each width.
+
+    The decay is L2 on the kernels alone, not on batch normalization or biases:
+    `weight_decay / 2 * sum(kernel**2)` in the loss, which is `weight_decay` of
+    `torch.optim.SGD`.
+    """
+    regularizer = keras.regularizers.L2(weight_decay / 2) if weight_decay else None
+
+    def convolution(x, width, size=3, strides=1):
+        return layers.Conv2D(
+            width,
+            size,
+            strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            kernel_regularizer=regularizer,
+        )(x)
+
+    def activation(x):
+        return layers.ReLU()(layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x))
+
+    inputs = keras.Input(shape)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = convolution(x, widths[0])
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            strides = 2 if stage > 0 and block == 0 else 1
+            active = activation(x)
+            if x.shape[-1] != width or strides > 1:
+                x = convolution(active, width, 1, strides)
+            y = convolution(active, width, 3, strides)
+            y = convolution(activation(y), width)
+            x = layers.Add()([x, y])
+    x = layers.GlobalAveragePooling2D()(activation(x))
+    outputs = layers.Dense(
+        num_classes, kernel_regularizer=regularizer, dtype="float32"
+    )(x)
+    return keras.Model(inputs, outputs)

@@ -1,0 +1,58 @@
+"""Data that the tests of the examples write, in the format of the real ones."""
+
+import numpy as np
+
+
+def write_cifar10(data_dir, train, test):
+    """A CIFAR-10 of TFDS with so many images, classes in turn; returns the images."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(32, 32, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    images = np.random.default_rng(0).integers(
+        0, 256, (train + test, 32, 32, 3), "uint8"
+    )
+    version = tfds.builder("cifar10", data_dir=data_dir).version
+    folder = data_dir / "cifar10" / str(version)
+    splits = {"train": range(train), "test": range(train, train + test)}
+    write_records(folder, features, images, splits)
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder),
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=name, shard_lengths=[len(members)], num_bytes=0
+            ).replace(filename_template=template(folder, name))
+            for name, members in splits.items()
+        ],
+        supervised_keys=("image", "label"),
+    )
+    return images
+
+
+def template(folder, split):
+    import tensorflow_datasets as tfds
+
+    return tfds.core.ShardedFileTemplate(
+        dataset_name="cifar10",
+        data_dir=folder,
+        split=split,
+        filetype_suffix="tfrecord",
+    )
+
+
+def write_records(folder, features, images, splits):
+    import tensorflow as tf
+
+    folder.mkdir(parents=True)
+    for name, members in splits.items():
+        path = folder / f"cifar10-{name}.tfrecord-00000-of-00001"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for i in members:
+                example = {"id": f"{i}", "image": images[i], "label": i % 10}
+                writer.write(features.serialize_example(example))
