@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import time
 from importlib import metadata
 from pathlib import Path
@@ -40,12 +41,38 @@ class EpochSeconds(keras.callbacks.Callback):
         logs["seconds"] = (self.end or time.perf_counter()) - self.start
 
 
+class StopBetweenSteps(keras.callbacks.Callback):
+    """Have Ctrl-C end training after the running step, not amid writing a backup.
+
+    A backup that Ctrl-C cuts short can be opened, and is not whole: Keras then neither
+    loads it nor takes the one before. A second Ctrl-C stops at once.
+    """
+
+    def on_train_begin(self, logs=None):
+        self.asked = False
+        self.handler = signal.signal(signal.SIGINT, self.ask)
+
+    def ask(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, logs=None):
+        signal.signal(signal.SIGINT, self.handler)
+        if self.asked:
+            raise KeyboardInterrupt
+
+
 def callbacks(out, resume):
     """Keras' own: a backup each epoch, a table and TensorBoard of the logs."""
     backup = keras.callbacks.BackupAndRestore(
         out / "backup", double_checkpoint=True, delete_checkpoint=False
     )
     return [
+        StopBetweenSteps(),
         EpochSeconds(),
         keras.callbacks.CSVLogger(out / "history.csv", append=resume),
         keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False),
@@ -126,9 +153,17 @@ def _is(backend):
 
 
 def read_history(out):
-    """`history.csv` as a dict of columns; an epoch that was repeated counts once."""
+    """`history.csv` as a dict of columns.
+
+    An epoch that was logged and not yet saved when the run was stopped is there twice;
+    its last row stays.
+    """
     with open(out / "history.csv") as file:
         rows = {row["epoch"]: row for row in csv.DictReader(file)}
+    with open(out / "history.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, next(iter(rows.values())))
+        writer.writeheader()
+        writer.writerows(rows.values())
     columns = {name: [] for row in rows.values() for name in row}
     for row in rows.values():
         for name, values in columns.items():
@@ -158,7 +193,9 @@ def draw_reliability(logits, labels):
     centres = (np.arange(BINS) + 0.5) / BINS
     ax.bar(centres, np.nan_to_num(accuracy), 0.9 / BINS, label="accuracy")
     ax.plot([0, 1], [0, 1], "k--", lw=1, label="as confident as accurate")
-    ax.plot(confidence, accuracy, "o", color="C1", ms=4, label="mean confidence")
+    ax.plot(
+        confidence, accuracy, "o", color="C1", ms=4, label="at its mean probability"
+    )
     ece = figures_of(logits, labels)["ece"]
     ax.set(
         xlim=(0, 1),
@@ -195,7 +232,7 @@ def write(out, settings, model, test, class_names, soft_labels, pairs, seconds):
     """
     logits, labels = [], []
     for x, y in test:
-        logits.append(keras.ops.convert_to_numpy(model.predict_on_batch(x)))
+        logits.append(keras.ops.convert_to_numpy(model(x.numpy(), training=False)))
         labels.append(y.numpy())
     logits, labels = np.concatenate(logits), np.concatenate(labels)
     history = read_history(out)

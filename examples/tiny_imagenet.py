@@ -93,6 +93,8 @@ def parse_arguments(argv=None):
     add("--seed", type=int, default=0)
     add("--out", type=Path, metavar="DIR", help="default: in runs/")
     add("--resume", action="store_true", help="go on with the run in --out")
+    add("--deterministic", action="store_true",
+        help="the same figures every time, at some cost in speed")
     add("--quiet", action="store_true", help="no progress bar")
     add("--smoke", action="store_true",
         help="two epochs of a tiny network on made-up images")
@@ -291,6 +293,8 @@ def compiled_model(args, shape, num_classes, steps_per_epoch):
 def train(args):
     """One run from data to report; returns what is in result.json."""
     keras.utils.set_random_seed(args.seed)
+    if args.deterministic:  # of tf.data, whatever the backend
+        tf.config.experimental.enable_op_determinism()
     if args.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
     (images, labels), (test_images, test_labels), names = load(args)

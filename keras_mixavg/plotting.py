@@ -96,7 +96,7 @@ def plot_pairs(
             scaled = (image - low) / (high - low or 1.0)
             ax.imshow(*((image,) if image.ndim == 2 else (scaled,)), **gray)
             ax.set_xlabel(_label_text(label, names), fontsize=9)
-    for row, title in enumerate(("image", "partner", "average")):
+    for row, title in enumerate(("image", "partner", "mixed")):
         axes[row, 0].set_ylabel(title, fontsize=11)
         if not axes[row, 0].axison:  # no label on an empty cell: put it beside
             axes[row, 0].text(-0.12, 0.5, title, rotation=90, va="center", fontsize=11)

@@ -82,6 +82,13 @@ def test_every_file_of_the_package_is_in_the_method_card_or_private():
         assert (ROOT / "keras_mixavg" / link).exists(), link
 
 
+def test_the_links_of_the_other_readmes_lead_somewhere():
+    for folder in ("examples", "benchmarks"):
+        text = (ROOT / folder / "README.md").read_text()
+        for link in re.findall(r"\]\(([^):]+)\)", text):
+            assert (ROOT / folder / link.split("#")[0]).exists(), link
+
+
 def test_the_method_card_has_its_headings_and_equations():
     card = (ROOT / "keras_mixavg/README.md").read_text()
     headings = re.findall(r"^## (.+)$", card, re.MULTILINE)
@@ -122,3 +129,31 @@ def test_the_figures_on_checkpoints_are_the_recorded_run():
     readme = (ROOT / "README.md").read_text()
     assert f"grows by {grown:.0f} MB and takes {save:.0f} ms longer" in readme
     assert f"to write and {load:.0f} ms to read" in readme
+
+
+def test_the_figures_of_the_examples_are_the_recorded_runs():
+    text = (ROOT / "examples/README.md").read_text()
+    folder = ROOT / "benchmarks/results/examples"
+    for method in ("erm", "mixavg"):
+        runs = [
+            json.loads(file.read_text())
+            for file in sorted(folder.glob(f"cifar10-small-2000-{method}-*.json"))
+        ]
+        shown = []
+        for name, scale, digits in (
+            ("accuracy", 100, 1),
+            ("nll", 1, 3),
+            ("ece", 100, 1),
+        ):
+            values = [scale * run["test"][name] for run in runs]
+            mean, spread = np.mean(values), np.std(values, ddof=1)
+            shown.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
+        accuracy, nll, ece = shown
+        expected = f"accuracy {accuracy} %, NLL {nll}, ECE {ece} %, n = {len(runs)}"
+        assert expected in text
+    tiny = folder / "tiny_imagenet-subset-small-mixavg-0.json"
+    accuracy = json.loads(tiny.read_text())["test"]["accuracy"]
+    assert f"accuracy {100 * accuracy:.1f} %, n = 1" in text
+    rows = json.loads((ROOT / "benchmarks/results/cutmix_labels.json").read_text())
+    theirs = rows["rows"][1]
+    assert f"{theirs['mean']:.2f} in the mean and by up to {theirs['max']:.2f}" in text
