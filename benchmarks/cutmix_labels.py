@@ -2,7 +2,7 @@
 
     python benchmarks/cutmix_labels.py
 
-Images of one colour each, so that the share of the image that stays is seen; labels one-hot.
+Images of one colour each, so that it shows what share of one stays; labels one-hot.
 Writes `benchmarks/results/cutmix_labels.json`: the difference between that share and
 the label's, over 16 batches of 64 images of 32x32.
 """
