@@ -359,5 +359,6 @@ def test_mutation_a_table_owned_by_the_loss_alone_is_noticed(monkeypatch):
     with pytest.raises(ValueError, match="must list the soft-label table"):
         train(loss=loss)
     monkeypatch.setattr("keras_mixavg.callbacks._check_carried", lambda *args: None)
+    loss = SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
     with pytest.warns(UserWarning, match="without global soft labels"):
         assert differs_from_the_reference(train(loss=loss))
