@@ -190,12 +190,24 @@ def test_more_devices_than_there_are_are_refused(tmp_path):
         cifar.main(arguments)
 
 
+TWO_DEVICES = """
+import sys
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+sys.path.insert(0, sys.argv.pop(1))
+import cifar
+cifar.main(["--smoke", "--quiet", "--devices", "2", "--mixed-precision", *sys.argv[1:]])
+"""
+
+
 def test_two_devices_and_mixed_precision(tmp_path):
-    arguments = ["--smoke", "--quiet", "--out", str(tmp_path / "a")]
-    try:
-        cifar.main([*arguments, "--devices", "2", "--mixed-precision"])
-    finally:
-        keras.config.set_dtype_policy("float32")
+    out = str(tmp_path / "a")
+    subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, str(EXAMPLES), "--out", out], check=True
+    )
     assert_complete(tmp_path / "a", table=True)
 
 
