@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_mixavg import equations
+from keras_mixavg import equations, xla
 from keras_mixavg._keras import DataLayer, has_values, in_tf_graph
 
 Tensor = Any
@@ -105,6 +105,7 @@ class MixAvg(DataLayer):
         self.num_classes = None if num_classes is None else int(num_classes)
         self.seed = seed
         self.generator = keras.random.SeedGenerator(seed)
+        self._compiled = xla.Compiled(self._average_with_partners)
         self._convert_input_args = False  # strings and integers pass as they are
         self.built = True
 
@@ -193,14 +194,21 @@ class MixAvg(DataLayer):
 
     def _average_inputs(self, x: Tensor, partners: Tensor | None) -> Tensor:
         dtype = _dtype(x)
-        keeps_dtype = dtype == "uint8" or _is_float(dtype)
         if partners is None:
+            keeps_dtype = dtype == "uint8" or _is_float(dtype)
             return x if keeps_dtype else self.backend.cast(x, "float32")
-        # One rounding, and no overflow: narrow dtypes are averaged in float32.
+        if self.backend.name == "tensorflow" and in_tf_graph():
+            return self._compiled(x, partners)
+        return self._average_with_partners(x, partners)
+
+    def _average_with_partners(self, x: Tensor, partners: Tensor) -> Tensor:
+        """One rounding, and no overflow: narrow dtypes are averaged in float32."""
+        dtype = _dtype(x)
         wide = dtype if dtype in ("float32", "float64") else "float32"
         mean = self._average(self.backend.cast(x, wide), partners)
         if dtype == "uint8":
             mean = mean + 0.5  # the cast cuts off
+        keeps_dtype = dtype == "uint8" or _is_float(dtype)
         return self.backend.cast(mean, dtype) if keeps_dtype else mean
 
     def _average_labels(self, y: Tensor, partners: Tensor | None) -> Tensor:

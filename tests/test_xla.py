@@ -1,0 +1,115 @@
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+
+from keras_mixavg import MixAvg, xla
+
+DTYPES = ["uint8", "int32", "float16", "bfloat16", "float32", "float64"]
+
+
+def batches(dtype, drop_remainder, samples=21, size=8):
+    x = np.random.default_rng(0).integers(0, 256, (samples, 3, 5, 2))
+    data = tf.data.Dataset.from_tensor_slices((tf.cast(x, dtype), np.arange(samples)))
+    data = data.batch(size, drop_remainder)
+    layer = MixAvg(rate=0.7, num_classes=samples, seed=4)
+    return layer, data, data.map(layer)
+
+
+def to_numpy(dataset):
+    return [
+        [np.asarray(tf.cast(part, "float64")) for part in batch] for batch in dataset
+    ]
+
+
+@pytest.mark.parametrize("drop_remainder", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_compiled_maps_give_what_uncompiled_ones_do(monkeypatch, dtype, drop_remainder):
+    """The reference, from the labels: every sample's is its number."""
+    _, data, mapped = batches(dtype, drop_remainder)
+    compiled = to_numpy(mapped)
+    for (x, y), (mixed, labels) in zip(to_numpy(data), compiled, strict=True):
+        own = y.astype(int)
+        pairs = [np.flatnonzero(row) for row in labels]
+        partners = np.array(
+            [
+                [p for p in pair if p != i][0] - own[0] if len(pair) == 2 else k
+                for k, (i, pair) in enumerate(zip(own, pairs, strict=True))
+            ]
+        )
+        expected = reference.averaged(x, partners)
+        if dtype == "uint8":
+            expected = np.floor(expected + 0.5)
+        np.testing.assert_allclose(mixed, expected, rtol=8e-3 if "16" in dtype else 0)
+    monkeypatch.setattr(xla, "is_there", lambda: False)
+    for one, other in zip(
+        compiled, to_numpy(batches(dtype, drop_remainder)[2]), strict=True
+    ):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def is_compiled(layer, spec):
+    inputs = (tf.TensorSpec(spec, "uint8"), tf.TensorSpec((spec[0],), "int64"))
+    traced = tf.function(lambda x, y: layer((x, y))).get_concrete_function(*inputs)
+    names = {
+        function.signature.name
+        for function in traced.graph.as_graph_def().library.function
+        if function.attr["_XlaMustCompile"].b
+    }
+    return bool(names)
+
+
+@pytest.mark.parametrize("spec", [(8, 4, 4, 3), (None, 4, 4, 3), (None, 7)])
+def test_known_shapes_are_compiled(spec):
+    assert is_compiled(MixAvg(num_classes=5), spec)
+
+
+def test_unknown_shapes_and_a_missing_xla_fall_back(monkeypatch):
+    assert not is_compiled(MixAvg(num_classes=5), (None, None, None, 3))
+    assert not is_compiled(MixAvg(num_classes=5), (8, None))
+    monkeypatch.setattr(xla, "is_there", lambda: False)
+    assert not is_compiled(MixAvg(num_classes=5), (8, 4, 4, 3))
+
+
+def test_sequences_of_every_length_are_averaged_without_xla():
+    lengths = [3, 5, 4, 3]
+    data = tf.data.Dataset.from_generator(
+        lambda: ((np.full((2, n), n, "float32"), np.array([0, 1])) for n in lengths),
+        output_signature=(tf.TensorSpec((None, None)), tf.TensorSpec((None,), "int64")),
+    )
+    for n, (x, _) in zip(lengths, data.map(MixAvg(num_classes=2)), strict=True):
+        np.testing.assert_array_equal(x, np.full((2, n), n))
+
+
+def test_only_the_first_batch_size_is_compiled():
+    """The rest of an epoch waits for no compilation: it is computed as ever."""
+    layer, _, mapped = batches("float32", drop_remainder=False)
+    for _ in range(2):
+        assert [len(x) for x, _ in mapped] == [8, 8, 5]
+    (size,) = layer._compiled.sizes.values()
+    assert int(size) == 8
+
+
+def test_xla_is_told_to_be_missing_when_it_fails(monkeypatch):
+    def fails(*args, **kwargs):
+        raise tf.errors.UnimplementedError(None, None, "no XLA")
+
+    xla.is_there.cache_clear()
+    monkeypatch.setattr(tf, "function", fails)
+    assert not xla.is_there()
+    xla.is_there.cache_clear()
+    monkeypatch.undo()
+    assert xla.is_there()
+
+
+def test_a_layer_that_was_compiled_can_be_copied_and_saved():
+    layer, _, mapped = batches("float32", drop_remainder=False)
+    next(iter(mapped))
+    copied = MixAvg.from_config(layer.get_config())
+    assert copied._compiled.sizes == {}
+    restored = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(layer)
+    )
+    assert restored.get_config() == layer.get_config()
