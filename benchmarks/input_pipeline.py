@@ -60,7 +60,10 @@ def consumer(name, batch, calls, batches):
         batch = (batch["images"], batch["labels"])
     data = tf.data.Dataset.from_tensors(batch).repeat()
     calls = {"1": None, "auto": tf.data.AUTOTUNE}[calls]
-    iterator = iter(data.map(LAYERS[name](), num_parallel_calls=calls))
+    data = data.map(LAYERS[name](), num_parallel_calls=calls)
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False  # it would work ahead
+    iterator = iter(data.with_options(options))
 
     @tf.function
     def consume():
@@ -87,6 +90,7 @@ def measure(size, side, batches, dtype, calls, repeats):
     times = {name: [] for name in sides}
     for _ in range(repeats + 1):
         for name, run in sides.items():
+            run()  # uses up what parallel calls made ahead while others had their turn
             times[name].append(seconds(run) / batches)
     rows = []
     for name, values in times.items():
