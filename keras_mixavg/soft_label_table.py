@@ -159,15 +159,14 @@ class SoftLabelTable(keras.metrics.Metric):
             ops.convert_to_tensor, (labels, probabilities, sample_weight)
         )
         probabilities = ops.stop_gradient(probabilities)
-        if self.collect == "correct":
-            mass = equations.top_label_mass(labels, probabilities)
-            correct = mass >= ops.max(labels, axis=-1)
-        else:
-            correct = ops.ones_like(sample_weight, dtype="bool")
         usable = ops.isfinite(sample_weight) & (sample_weight >= 0.0)
         for values in (labels, probabilities):
             usable = usable & ops.all(ops.isfinite(values), axis=-1)
-        weights = ops.where(usable & correct, sample_weight, 0.0)
+        counted = usable
+        if self.collect == "correct":
+            mass = equations.top_label_mass(labels, probabilities)
+            counted = usable & (mass >= ops.max(labels, axis=-1))
+        weights = ops.where(counted, sample_weight, 0.0)
         labels, probabilities = (
             ops.where(ops.expand_dims(usable, -1), values, 0.0)
             for values in (labels, probabilities)
@@ -180,7 +179,9 @@ class SoftLabelTable(keras.metrics.Metric):
         self.steps.assign(self.steps + self.collecting)
         for variable, values in ((self.evidence, probabilities), (self.mass, labels)):
             seen = equations.evidence(labels, values, weights)
-            variable.assign(variable + self.collecting * seen)
+            # Not a product: zero times an overflow would be NaN.
+            seen = ops.where(self.collecting > 0.0, seen, ops.zeros_like(seen))
+            variable.assign(variable + seen)
 
     def end_epoch(self, prior_count: float) -> int:
         """Equation (8), on the host: a new table, and the evidence starts anew.

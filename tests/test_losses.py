@@ -135,6 +135,16 @@ def test_sample_weights_of_every_rank_weigh_single_positions(rng, shape):
     np.testing.assert_allclose(numpy_of(loss.table.evidence), n, rtol=1e-5)
 
 
+def test_a_disarmed_table_is_not_touched_by_weights_that_overflow(rng):
+    labels, logits, _, table = example(rng)
+    loss = SoftLabelCrossentropy(from_logits=True)
+    loss.table, loss.attached = attached_table(table, 0.5), True
+    loss.table.reset_state()
+    loss(labels, logits, np.full(labels.shape[:-1], 3e38, "float32"))
+    for variable in (loss.table.evidence, loss.table.mass):
+        np.testing.assert_array_equal(numpy_of(variable), 0)
+
+
 def test_a_disarmed_table_neither_weighs_in_nor_collects(rng):
     labels, logits, probabilities, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True)
