@@ -1,6 +1,6 @@
 """Images per second of one `tf.data` map: MixAvg, and the layers it replaces.
 
-    python benchmarks/input_pipeline.py            # some ten minutes on two cores
+    python benchmarks/input_pipeline.py            # about a minute on two cores
     python benchmarks/input_pipeline.py --memory   # peak memory of each, too
 
 The map is fed one batch over and over, so that nothing else is measured, and consumed
@@ -115,7 +115,7 @@ def measure(size, side, batches, dtype, calls, repeats):
 
 
 def peak_memory(name, size, side, dtype):
-    """MiB that a process peaks at beyond one whose map does nothing."""
+    """MiB that a process peaks at which runs 20 batches through a layer."""
     code = (
         "import resource, sys; sys.argv = ['']\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -132,7 +132,7 @@ def peak_memory(name, size, side, dtype):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()

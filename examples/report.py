@@ -132,10 +132,11 @@ def environment():
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    devices = keras.distribution.list_devices() if _is("jax") else []
+    backend = keras.backend.backend()
+    devices = keras.distribution.list_devices() if backend == "jax" else []
     devices = devices or [d.name for d in tf.config.list_logical_devices()]
     return {
-        "backend": keras.backend.backend(),
+        "backend": backend,
         "versions": versions,
         "machine": {
             "processor": platform.machine(),
@@ -143,10 +144,6 @@ def environment():
             "devices": devices,
         },
     }
-
-
-def _is(backend):
-    return keras.backend.backend() == backend
 
 
 # --- Pictures ------------------------------------------------------------------------

@@ -91,9 +91,8 @@ def refuse_multi_worker_strategy(model: Any = None) -> None:
         return
     import tensorflow as tf
 
-    strategy = (
-        getattr(model, "_distribute_strategy", None) or tf.distribute.get_strategy()
-    )
+    made_under = model.distribute_strategy if replicated_by_tensorflow(model) else None
+    strategy = made_under or tf.distribute.get_strategy()
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise RuntimeError(
             "Keras 3 does not train under tf.distribute.MultiWorkerMirroredStrategy. "

@@ -148,10 +148,11 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def _build_if_known(self, name: str, table: SoftLabelTable) -> None:
         """Create the variables, if by now one can tell for how many classes."""
-        num_classes = table.loaded_classes or _num_classes(
-            self.model, name, self._losses[name]
-        )
-        if table.num_classes is None and num_classes is not None:
+        if table.num_classes is not None:
+            return
+        loss = self._losses[name]
+        num_classes = table.loaded_classes or _num_classes(self.model, name, loss)
+        if num_classes is not None:
             with state_scope(self.model):
                 table.build(num_classes)
 
