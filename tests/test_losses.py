@@ -140,7 +140,7 @@ def test_a_disarmed_table_is_not_touched_by_weights_that_overflow(rng):
     loss = SoftLabelCrossentropy(from_logits=True)
     loss.table, loss.attached = attached_table(table, 0.5), True
     loss.table.reset_state()
-    loss(labels, logits, np.full(labels.shape[:-1], 3e38, "float32"))
+    loss(100 * labels, logits, np.full(labels.shape[:-1], 3e38, "float32"))
     for variable in (loss.table.evidence, loss.table.mass):
         np.testing.assert_array_equal(numpy_of(variable), 0)
 
