@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What does not depend on the backend or its version runs once, in `make test`.
-CORE := --ignore=tests/test_docs.py --ignore=tests/test_examples.py \
+CORE := --ignore=tests/test_benchmarks.py --ignore=tests/test_docs.py --ignore=tests/test_examples.py \
 	--ignore=tests/test_plotting.py --ignore=tests/test_programs.py
 OLDEST := $(shell grep -oE '(keras|tensorflow)>=[0-9.]+' pyproject.toml | sed 's/>/=/')
 

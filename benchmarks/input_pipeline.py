@@ -1,7 +1,7 @@
 """Images per second of one `tf.data` map: MixAvg, and the layers it replaces.
 
     python benchmarks/input_pipeline.py            # about a minute on two cores
-    python benchmarks/input_pipeline.py --memory   # peak memory of each, too
+    python benchmarks/input_pipeline.py --memory   # peak memory, 4 minutes
 
 The map is fed one batch over and over, so that nothing else is measured, and consumed
 in TensorFlow, without Python, by one iterator that lives on between the rounds (a new
@@ -150,12 +150,13 @@ def main():
                         f"{row['share_of_memory_limit']:5.2f} of the memory's limit",
                         flush=True,
                     )
-            if args.memory:
-                for name in LAYERS:
-                    peak = peak_memory(name, size, side, dtype)
-                    memory.append(
-                        {"layer": name, "side": side, "dtype": dtype, "peak_mib": peak}
-                    )
+    for dtype in ("float32", "uint8") if args.memory else ():
+        for size, side, _ in SIZES:
+            for name in LAYERS:
+                peak = peak_memory(name, size, side, dtype)
+                row = {"layer": name, "side": side, "dtype": dtype, "peak_mib": peak}
+                memory.append(row)
+                print(row, flush=True)
     packages = ("keras", "keras-cv", "tensorflow", "numpy", "keras-mixavg")
     report = {
         "command": "python benchmarks/input_pipeline.py"

@@ -88,18 +88,25 @@ def figures_of(logits, labels):
 
     Accuracy and top-5 accuracy; NLL, the mean negative log-likelihood in nats; ECE, the
     expected calibration error over 15 bins (arXiv 1706.04599, eq. 3); and the mean
-    probability of the class that wins.
+    probability of the class that wins. Of each bin that is not empty the mean
+    confidence, the accuracy and the count.
     """
     probabilities, log_p = _probabilities(logits)
     ranks = (log_p > log_p[np.arange(len(labels)), labels][:, None]).sum(axis=1)
     confidence, accuracy, count = calibration(probabilities, labels)
+    confidence, accuracy, count = (a[count > 0] for a in (confidence, accuracy, count))
     gaps = np.abs(confidence - accuracy) * count / len(labels)
     return {
         "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
         "top5_accuracy": float(np.mean(ranks < 5)),
         "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
-        "ece": float(gaps[count > 0].sum()),
+        "ece": float(gaps.sum()),
         "mean_winning_probability": float(probabilities.max(axis=1).mean()),
+        "bins": {
+            "confidence": confidence.tolist(),
+            "accuracy": accuracy.tolist(),
+            "count": count.tolist(),
+        },
     }
 
 
@@ -153,7 +160,7 @@ def read_history(out):
     """`history.csv` as a dict of columns.
 
     An epoch that was logged and not yet saved when the run was stopped is there twice;
-    its last row stays.
+    its last row stays. What an epoch without validation lacks is nan.
     """
     with open(out / "history.csv") as file:
         rows = {row["epoch"]: row for row in csv.DictReader(file)}
@@ -164,7 +171,8 @@ def read_history(out):
     columns = {name: [] for row in rows.values() for name in row}
     for row in rows.values():
         for name, values in columns.items():
-            values.append(float(row[name]) if row[name] else float("nan"))
+            missing = row[name] in ("", "NA")
+            values.append(float("nan") if missing else float(row[name]))
     return columns
 
 
@@ -176,7 +184,8 @@ def draw_curves(history):
         (axes[1], "accuracy", "accuracy (training: on mixed images)"),
     ):
         ax.plot(epochs, history[name], label="training")
-        ax.plot(epochs, history[f"val_{name}"], label="test")
+        test = np.array(history.get(f"val_{name}", np.full(len(epochs), np.nan)))
+        ax.plot(epochs[~np.isnan(test)], test[~np.isnan(test)], label="test")
         ax.set(xlabel="epoch", ylabel=label)
         ax.grid(alpha=0.3)
         ax.legend()

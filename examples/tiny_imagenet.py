@@ -95,12 +95,15 @@ def parse_arguments(argv=None):
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--deterministic", action="store_true",
         help="the same figures every time, at some cost in speed")
+    add("--validate-every", type=int, default=1, metavar="N", help="epochs")
     add("--quiet", action="store_true", help="no progress bar")
     add("--smoke", action="store_true",
         help="two epochs of a tiny network on made-up images")
     # fmt: on
     args = parser.parse_args(argv)
-    for name in ("epochs", "batch_size", "train_examples", "devices"):
+    for name in (
+        "epochs", "batch_size", "train_examples", "devices", "validate_every"
+    ):  # fmt: skip
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -223,20 +226,20 @@ def mix(batches, args, num_classes):
 def peer(args):
     """The layer of Keras or KerasCV that a method is named after."""
     if args.method == "mixup":
-        return keras.layers.MixUp(alpha=1.0, seed=args.seed)
+        return keras.layers.MixUp(alpha=1.0, seed=args.seed, dtype="float32")
     if args.method == "regmixup":
-        return keras.layers.MixUp(alpha=10.0, seed=args.seed)
+        return keras.layers.MixUp(alpha=10.0, seed=args.seed, dtype="float32")
     if args.method == "cutmix":
-        return keras.layers.CutMix(factor=1.0, seed=args.seed)
+        return keras.layers.CutMix(factor=1.0, seed=args.seed, dtype="float32")
     import keras_cv
 
     if args.method == "kcv_mixup":
-        return keras_cv.layers.MixUp(alpha=1.0, seed=args.seed)
+        return keras_cv.layers.MixUp(alpha=1.0, seed=args.seed, dtype="float32")
     print(
         "Note: the labels of keras_cv.layers.CutMix count the whole box, also where "
         "the image's border cuts it off; README.md beside this file has the figures."
     )
-    return keras_cv.layers.CutMix(alpha=1.0, seed=args.seed)
+    return keras_cv.layers.CutMix(alpha=1.0, seed=args.seed, dtype="float32")
 
 
 def loss_and_callbacks(args):
@@ -320,6 +323,7 @@ def train(args):
         model.fit(
             batches,
             validation_data=validation,
+            validation_freq=args.validate_every,
             epochs=args.epochs,
             callbacks=[
                 *callbacks,

@@ -202,14 +202,14 @@ class MixAvg(DataLayer):
         return self._average_with_partners(x, partners)
 
     def _average_with_partners(self, x: Tensor, partners: Tensor) -> Tensor:
-        """One rounding, and no overflow: narrow dtypes are averaged in float32."""
+        """One rounding, and no overflow: narrow floats are averaged in float32."""
         dtype = _dtype(x)
+        if dtype == "uint8":
+            partner_values = self.backend.numpy.take(x, partners, axis=0)
+            return equations.average_of_bytes(x, partner_values, self.backend.numpy)
         wide = dtype if dtype in ("float32", "float64") else "float32"
         mean = self._average(self.backend.cast(x, wide), partners)
-        if dtype == "uint8":
-            mean = mean + 0.5  # the cast cuts off
-        keeps_dtype = dtype == "uint8" or _is_float(dtype)
-        return self.backend.cast(mean, dtype) if keeps_dtype else mean
+        return self.backend.cast(mean, dtype) if _is_float(dtype) else mean
 
     def _average_labels(self, y: Tensor, partners: Tensor | None) -> Tensor:
         if _holds_class_numbers(y, self.num_classes):

@@ -166,7 +166,8 @@ class SoftLabelTable(keras.metrics.Metric):
         if self.collect == "correct":
             mass = equations.top_label_mass(labels, probabilities)
             counted = usable & (mass >= ops.max(labels, axis=-1))
-        weights = ops.where(counted, sample_weight, 0.0)
+        counted = counted & (self.collecting > 0.0)
+        weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
         labels, probabilities = (
             ops.where(ops.expand_dims(usable, -1), values, 0.0)
             for values in (labels, probabilities)
@@ -178,10 +179,7 @@ class SoftLabelTable(keras.metrics.Metric):
         self.left_out.assign(self.left_out + self.collecting * left_out)
         self.steps.assign(self.steps + self.collecting)
         for variable, values in ((self.evidence, probabilities), (self.mass, labels)):
-            seen = equations.evidence(labels, values, weights)
-            # Not a product: zero times an overflow would be NaN.
-            seen = ops.where(self.collecting > 0.0, seen, ops.zeros_like(seen))
-            variable.assign(variable + seen)
+            variable.assign(variable + equations.evidence(labels, values, weights))
 
     def end_epoch(self, prior_count: float) -> int:
         """Equation (8), on the host: a new table, and the evidence starts anew.

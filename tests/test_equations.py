@@ -117,3 +117,11 @@ def test_top_label_mass_is_the_label_of_the_largest_prediction():
     logits = np.array([[3, 1, 2], [1, 2, 3], [2, 1, 0], [0, 0, 1], [1, 2, 3]])
     result = keras.ops.convert_to_numpy(equations.top_label_mass(labels, logits))
     np.testing.assert_allclose(result, [0.5, 0.5, 0.2, 0, 0], rtol=1e-6)
+
+
+def test_the_average_of_bytes_is_right_for_every_pair_of_bytes():
+    a, b = np.meshgrid(np.arange(256), np.arange(256))
+    expected = np.floor((a + b) / 2 + 0.5)  # halves up
+    result = equations.average_of_bytes(a.astype("uint8"), b.astype("uint8"))
+    assert result.dtype == "uint8"
+    np.testing.assert_array_equal(result, expected)

@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -60,6 +61,7 @@ def assert_complete(out, table):
         "nll",
         "ece",
         "mean_winning_probability",
+        "bins",
     }
     for name in [*PICTURES, *(["soft_labels"] if table else [])]:
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -85,6 +87,23 @@ def test_the_smoke_run_leaves_everything(program, tmp_path):
     accuracy = 100 * result["test"]["accuracy"]
     assert f"accuracy {accuracy:.2f} %" in output
     assert "Epoch 2/2" in output
+
+
+@pytest.mark.parametrize("method", cifar.METHODS)
+def test_mixed_precision_leaves_what_is_mixed_alone(method, rng):
+    images = rng.integers(0, 256, (8, 32, 32, 3)).astype("uint8")
+    batches = tf.data.Dataset.from_tensors((images, np.arange(8)))
+    args = cifar.parse_arguments(["--smoke", "--method", method])
+    expected = [np.array(part) for part in next(iter(cifar.mix(batches, args, 10)))]
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        found = [np.array(part) for part in next(iter(cifar.mix(batches, args, 10)))]
+    finally:
+        keras.config.set_dtype_policy(before)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("method", cifar.METHODS)
@@ -267,6 +286,25 @@ def test_an_epoch_that_was_repeated_counts_once(tmp_path):
     (tmp_path / "history.csv").write_text("\n".join(lines))
     assert report.read_history(tmp_path)["loss"] == [1.0, 0.4, 0.3]
     assert (tmp_path / "history.csv").read_text().split() == lines[:2] + lines[3:5]
+
+
+def test_an_epoch_without_validation_has_no_test_figures(tmp_path):
+    lines = ["epoch,loss,val_loss", "0,1.0,NA", "1,0.5,0.7", "2,0.4,", ""]
+    (tmp_path / "history.csv").write_text("\n".join(lines))
+    history = report.read_history(tmp_path)
+    np.testing.assert_array_equal(history["val_loss"], [np.nan, 0.7, np.nan])
+    history["accuracy"] = history["val_accuracy"] = [0.0, 0.0, 0.0]
+    lines = report.draw_curves(history).axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [3, 1]
+
+
+def test_the_bins_of_the_figures_give_the_calibration_error(rng):
+    logits, labels = rng.normal(size=(200, 4)), rng.integers(0, 4, 200)
+    figures = report.figures_of(logits, labels)
+    p, right, count = map(np.array, figures["bins"].values())
+    assert count.sum() == 200 and (count > 0).all()
+    assert np.sum(count * abs(p - right)) / 200 == pytest.approx(figures["ece"])
+    assert np.sum(count * right) / 200 == pytest.approx(figures["accuracy"])
 
 
 # --- Tiny-ImageNet -------------------------------------------------------------------
