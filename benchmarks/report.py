@@ -1,10 +1,11 @@
-"""Write the tables of benchmarks/README.md, and draw its plots, from the JSON results.
+"""Write the tables of the READMEs, and draw their plots, from the JSON results.
 
-    python -m benchmarks.report            # rewrite README.md and results/plots/
-    python -m benchmarks.report --check    # only say whether README.md is up to date
+    python -m benchmarks.report            # rewrite both READMEs and results/plots/
+    python -m benchmarks.report --check    # only say whether they are up to date
 
-The README's parts between `<!-- NAME -->` and `<!-- end -->` are made here, the rest is
-written by hand. Each table says which command made its figures.
+What stands between `<!-- NAME -->` and `<!-- end -->`, in README.md beside this file
+and in the project's, is made here, the rest is written by hand. Each table says which
+command made its figures.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from benchmarks.accuracy import read_grid
 BENCHMARKS = Path(__file__).resolve().parent
 RESULTS = BENCHMARKS / "results"
 PLOTS = RESULTS / "plots"
-README = BENCHMARKS / "README.md"
+READMES = [BENCHMARKS / "README.md", BENCHMARKS.parent / "README.md"]
 BLOCK = re.compile(r"(<!-- ([\w: ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -373,11 +374,11 @@ def setting_table(methods, baselines):
 def draw_accuracy(found):
     """Every run, and the mean of each method; over the settings."""
     settings = [s for s, methods in found.items() if any(methods.values())]
-    names = [m for m in next(iter(found.values()))]
+    names = [m for m in found[settings[0]] if any(found[s][m] for s in settings)]
     figure, axes = plt.subplots(
         1,
         len(settings),
-        figsize=(max(6, 3.6 * len(settings)), 0.5 + 0.32 * len(names)),
+        figsize=(max(6, 3.6 * len(settings)), 1.2 + 0.32 * len(names)),
         sharey=True,
         squeeze=False,
         layout="constrained",
@@ -390,8 +391,8 @@ def draw_accuracy(found):
                 ax.plot(np.mean(values), i, "|", ms=14, mew=2, color="C3")
         ax.set(title=setting, xlabel="test accuracy, %")
         ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(alpha=0.3)
-    axes[0][0].invert_yaxis()
     return figure
 
 
@@ -501,6 +502,38 @@ def draw_tables(found):
     return figure
 
 
+CLAIMS = [  # grid, setting, method, baseline, figure
+    ("methods", "small", "mixavg_local", "erm", "nll"),
+    ("methods", "small", "mixavg_local", "mixup", "nll"),
+    ("methods", "tiny", "mixavg_local", "erm", "nll"),
+]
+
+
+def claims(draw):
+    """The differences that README.md speaks of, each with the command that tests it."""
+    rows = []
+    for grid, setting, method, baseline, figure in CLAIMS:
+        methods = read_runs(grid)[2][setting]
+        heading, _, digits = FIGURES[figure]
+        runs, others = methods[method], methods[baseline]
+        rows.append(
+            [
+                f"{heading}, `{method}` - `{baseline}`, {setting} network",
+                difference(runs, others, reader(figure), digits),
+                len(set(runs) & set(others)),
+                f"`python benchmarks/accuracy.py benchmarks/grids/{grid}.toml`",
+            ]
+        )
+    return table(["difference", "mean [95 % interval]", "seeds", "command"], rows)
+
+
+PARTS = {
+    "input_pipeline": input_pipeline,
+    "training_step": training_step,
+    "claims": claims,
+}
+
+
 # --- All of it -----------------------------------------------------------------------
 
 
@@ -518,9 +551,7 @@ def render(text, draw=False):
         if name.startswith("grid: "):
             made = accuracy_grid(name.removeprefix("grid: "), draw)
         else:
-            made = {"input_pipeline": input_pipeline, "training_step": training_step}[
-                name
-            ](draw)
+            made = PARTS[name](draw)
         return f"{start}\n{made}\n{end}"
 
     return BLOCK.sub(part, text)
@@ -530,14 +561,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    text = README.read_text()
-    new = render(text, draw=not args.check)
-    if not args.check:
-        README.write_text(new)
-    elif text != new:
-        raise SystemExit(
-            "benchmarks/README.md is not what the results say: run without"
-        )
+    for path in READMES:
+        text = path.read_text()
+        new = render(text, draw=not args.check)
+        if not args.check:
+            path.write_text(new)
+        elif text != new:
+            raise SystemExit(f"{path} is not what the results say: run without --check")
 
 
 if __name__ == "__main__":

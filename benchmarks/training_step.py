@@ -214,21 +214,21 @@ def measure_memory(_):
         peaks = {}
         for part, with_method in (("plain", False), ("method", True)):
             code = (
-                "import resource, sys\n"
+                "import sys\n"
                 f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
                 "import training_step as t\n"
+                "from peak_memory import own_peak\n"
                 f"data = t.make_data((t.FEATURES,), {classes}, t.BATCH)\n"
                 f"model, callbacks = t.compiled(lambda: t.dense({classes}), "
                 f"{with_method})\n"
                 "model.fit(t.repeated(data, 3), steps_per_epoch=3, epochs=2, "
                 "verbose=0, callbacks=callbacks)\n"
-                "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+                "print(own_peak())"
             )
             result = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, check=True
             )
-            unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes, or KiB
-            peaks[part] = int(result.stdout.split()[-1]) / unit
+            peaks[part] = float(result.stdout.split()[-1])
         table = 4 * classes**2 / 2**20
         yield {
             "classes": classes,
