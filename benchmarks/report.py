@@ -135,7 +135,7 @@ def input_pipeline(draw):
         text += table(
             ["layer", *columns],
             [
-                [name, *(f"{values[c] - plain[c]:.0f}" for c in columns)]
+                [name, *(f"{values[c] - plain[c] + 0.0:+.0f}" for c in columns)]
                 for name, values in memory.items()
                 if name != "none"
             ],

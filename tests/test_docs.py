@@ -178,6 +178,9 @@ def test_the_table_of_the_input_pipeline_is_the_recorded_run():
             f"{row['dtype']}, {row['batch']} of {row['side']} px",
             row["parallel_calls"],
             f"{row['images_per_second']:,.0f}",
+            " to ".join(
+                f"{1e3 * row['batch'] / row['quartiles_ms'][i]:,.0f}" for i in (1, 0)
+            ),
             faster("keras MixUp"),
             faster("keras CutMix"),
             faster("keras_cv MixUp", "keras_cv CutMix"),
