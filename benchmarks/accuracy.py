@@ -54,7 +54,7 @@ def read_grid(path, smoke=False):
     known = {"title", "seeds", "common", "settings", "methods", "baselines", "anchors"}
     if unknown := set(grid) - known:
         raise SystemExit(f"{path}: expected {sorted(known)}, found {sorted(unknown)}.")
-    for part in ("seeds", "settings", "methods"):
+    for part in ("title", "seeds", "baselines", "settings", "methods"):
         if not grid.get(part):
             raise SystemExit(f"{path}: `{part}` is missing or empty.")
     last = {"smoke": True} if smoke else {}
@@ -78,7 +78,9 @@ def read_grid(path, smoke=False):
 def train(run, data_dir, out):
     """Train with the example program, and write what came of it to `out`."""
     sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
-    folder = Path("runs") / "accuracy" / out.parent.parent.name / run.name
+    folder = (
+        Path("runs") / f"accuracy-{os.getpid()}" / out.parent.parent.name / run.name
+    )
     shutil.rmtree(folder, ignore_errors=True)
     options = {**run.options, "seed": run.seed, "out": folder, "quiet": True}
     if data_dir:
@@ -98,7 +100,7 @@ def train(run, data_dir, out):
     unfinished = out.with_suffix(".part")
     unfinished.write_text(json.dumps(result) + "\n")
     unfinished.rename(out)
-    shutil.rmtree(folder)
+    shutil.rmtree(Path("runs") / f"accuracy-{os.getpid()}")
 
 
 # --- All of them ---------------------------------------------------------------------
@@ -139,7 +141,9 @@ def copy_equal_runs(runs, out):
             if (other["options"], other["seed"]) == (run.options, run.seed):
                 print(f"{run.name}: as {other['setting']}/{other['method']}")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps({**other, **vars(run)}) + "\n")
+                unfinished = path.with_suffix(".part")
+                unfinished.write_text(json.dumps({**other, **vars(run)}) + "\n")
+                unfinished.rename(path)
 
 
 def main():
@@ -168,6 +172,15 @@ def main():
         (run,) = (run for run in runs if run.name == args.run)
         return train(run, args.data_dir, out / f"{run.name}.json")
 
+    if not args.smoke:
+        copy_equal_runs(runs, out)
+    for run in runs:
+        path = out / f"{run.name}.json"
+        if path.exists() and json.loads(path.read_text())["options"] != run.options:
+            raise SystemExit(
+                f"{path} was made with other options than {args.grid} has now. Delete "
+                "it to run it again, or choose another --out."
+            )
     todo = [run for run in runs if not (out / f"{run.name}.json").exists()]
     print(
         f"{len(runs) - len(todo)} of {len(runs)} runs are there, in {out}", flush=True

@@ -44,10 +44,10 @@ def interval(differences):
     """Mean, and the half width of its 95 % interval, of paired differences.
 
     Student's t with n - 1 degrees of freedom: right for differences of runs with the
-    same seeds if these are about normal. Infinite for a single pair.
+    same seeds if these are about normal. Infinite below three pairs.
     """
     n = len(differences)
-    if n < 2:
+    if n < 3:
         return float(np.mean(differences)), float("inf")
     error = np.std(differences, ddof=1) / np.sqrt(n)
     return float(np.mean(differences)), float(stats.t.ppf(0.975, n - 1) * error)
@@ -243,7 +243,7 @@ def training_step(draw):
     text += (
         f"\n`{record['command']}`, {record['machine']}, batches of {record['batch']}, "
         f"{versions(record, ['keras', 'tensorflow', 'jax', 'torch'])}, "
-        f"n = {record['repeats']}.\n"
+        f"n = {record['repeats']} (10,000 classes: 2; memory and copies: 1).\n"
     )
     if draw:
         draw_growth(parts["growth"])

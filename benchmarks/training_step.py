@@ -278,6 +278,12 @@ def count_copies(backend):
         setattr(owner, name, counted)
         undo.append(lambda: setattr(owner, name, original))
 
+    def watch_numpy(kind):  # NumPy reads the buffer: no method of the tensor is called
+        import numpy as np
+
+        for name in ("array", "asarray"):
+            watch(np, name, lambda *args: args and isinstance(args[0], kind))
+
     if backend == "torch":
         import torch
         from torch.utils._python_dispatch import TorchDispatchMode
@@ -292,16 +298,16 @@ def count_copies(backend):
         watch(torch.Tensor, "numpy")
     elif backend == "jax":
         import jax
-        import numpy as np
 
-        for name in ("array", "asarray"):
-            watch(np, name, lambda *args: args and isinstance(args[0], jax.Array))
+        watch_numpy(jax.Array)
         for name in ("__float__", "__int__", "__bool__", "item", "tolist"):
             watch(jax._src.array.ArrayImpl, name)
     else:
         from tensorflow.python.framework.ops import EagerTensor
 
-        watch(EagerTensor, "_numpy")
+        watch_numpy(EagerTensor)
+        for name in ("numpy", "__float__", "__int__", "__bool__"):
+            watch(EagerTensor, name)
     try:
         with mode:
             yield copies

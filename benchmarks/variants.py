@@ -16,7 +16,7 @@ def split(options):
     experiments = {name: options[name] for name in EXPERIMENTS if name in options}
     flags = []
     for name, value in options.items():
-        if name not in experiments:
+        if name not in experiments and value is not False:
             flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return flags, experiments
 
@@ -101,6 +101,8 @@ class SwitchOff(keras.callbacks.Callback):
 
 def pairs_off_for_last(share, args):
     """Average no pairs in the last `share` of the epochs."""
+    if args.method not in ("mixavg", "mixavg_local"):
+        raise SystemExit(f"pairs-off-for-last: {args.method} averages no pairs.")
     mixing = tf.Variable(True)
     last_epoch = round((1 - share) * args.epochs) - 1
     make_callbacks = cifar.report.callbacks
@@ -156,7 +158,7 @@ def rows_by_division(wanted, args):
 
 
 def soft_labels_of_pairs_only(wanted, args):
-    """Instead of (5), plain labels for the samples that were not averaged."""
+    """Instead of (5), plain labels for all but averaged pairs of two classes."""
     if not wanted:
         return
     make = soft_label_table.SoftLabelTable.targets
@@ -187,7 +189,7 @@ class MidpointModel(keras.Model):
 
 
 def midpoint_head(weight, args):
-    """Instead of (4), soft labels that a second head learns for each averaged pair.
+    """Instead of (4), soft labels of a second head for averaged pairs of two classes.
 
     As the abstracts of arXiv 2012.01559 and 2106.13913 describe it: the head sits
     beside the classifier and learns, with everything else, from the one loss.

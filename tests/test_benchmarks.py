@@ -95,7 +95,7 @@ def test_a_grid_is_read_seed_by_seed_and_later_options_win(tmp_path):
 
 @pytest.mark.parametrize(
     "text, expected",
-    [("seeds = [1]", "`settings` is missing"), ("[setings.a]", "setings")],
+    [("title = 't'", "`seeds` is missing"), ("[setings.a]", "setings")],
 )
 def test_a_wrong_grid_is_refused_by_name(tmp_path, text, expected):
     path = tmp_path / "grid.toml"
@@ -119,12 +119,13 @@ def test_runs_are_recorded_and_never_repeated(tmp_path):
     path.write_text(SMALL_GRID.replace("[3, 5]", "[3]"))
     done = tmp_path / "out/digits/erm-3.json"
     done.parent.mkdir(parents=True)
-    done.write_text("finished before")
+    options = {"smoke": True, "method": "erm"}
+    done.write_text(json.dumps({"options": options, "seed": 3, "finished": "before"}))
     result = start("grid.toml", tmp_path)
     assert result.returncode == 0, result.stderr
     assert "1 of 4 runs are there" in result.stdout
     assert "2 to go, about" in result.stdout
-    assert done.read_text() == "finished before"
+    assert json.loads(done.read_text())["finished"] == "before"
     record = json.loads((tmp_path / "out/noise/other name-3.json").read_text())
     assert record["experiments"] == {"label-noise": 0.25}
     assert record["settings"]["method"] == "mixavg" and record["seed"] == 3
@@ -133,6 +134,9 @@ def test_runs_are_recorded_and_never_repeated(tmp_path):
     assert str(tmp_path) not in json.dumps(record)
     again = start("grid.toml", tmp_path)
     assert "4 of 4 runs are there" in again.stdout
+    path.write_text(path.read_text().replace("0.25", "0.125"))
+    changed = start("grid.toml", tmp_path)
+    assert changed.returncode and "other options than grid.toml has" in changed.stderr
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
@@ -197,7 +201,7 @@ def test_imbalance_thins_classes_geometrically():
 
 
 def test_pairs_go_off_for_the_last_epochs():
-    args = arguments(rate=1.0)
+    args = arguments(rate=1.0, method="mixavg")
     variants.pairs_off_for_last(0.2, args)
     labels = np.arange(8)
     batches = tf.data.Dataset.from_tensor_slices((np.ones((8, 2)), labels)).batch(4)
