@@ -72,6 +72,14 @@ def read_grid(path, smoke=False):
     return grid, runs
 
 
+def write(path, result):
+    """The result of a run, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(result) + "\n")
+    unfinished.rename(path)
+
+
 # --- One run, in a process of its own ------------------------------------------------
 
 
@@ -96,10 +104,7 @@ def train(run, data_dir, out):
     for place in ("out", "data_dir"):
         del result["settings"][place]
     result = {**vars(run), **result, "history": history, "table": table}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_suffix(".part")
-    unfinished.write_text(json.dumps(result) + "\n")
-    unfinished.rename(out)
+    write(out, result)
     shutil.rmtree(Path("runs") / f"accuracy-{os.getpid()}")
 
 
@@ -140,10 +145,7 @@ def copy_equal_runs(runs, out):
                 break
             if (other["options"], other["seed"]) == (run.options, run.seed):
                 print(f"{run.name}: as {other['setting']}/{other['method']}")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(".part")
-                unfinished.write_text(json.dumps({**other, **vars(run)}) + "\n")
-                unfinished.rename(path)
+                write(path, {**other, **vars(run)})
 
 
 def main():
