@@ -7,7 +7,9 @@ The map is fed one batch over and over, so that nothing else is measured, and co
 in TensorFlow, without Python, by one iterator that lives on between the rounds (a new
 one would copy the batch). The layers take turns, `--repeats` rounds after one of
 warm-up; the result is the median. `numpy` is the time of `np.add` of two batches into
-a third: what the memory allows. Writes `benchmarks/results/input_pipeline.json`.
+a third: what the memory allows; `copy and seed` is what TensorFlow does at the least
+for a layer that draws at random and leaves its input alone. Writes
+`benchmarks/results/input_pipeline.json`.
 """
 
 import argparse
@@ -34,6 +36,7 @@ SIZES = ((128, 32, 64), (128, 64, 24), (64, 224, 6))  # batch, side, batches a r
 LAYERS = {
     "none": lambda: lambda batch: batch,
     "copy": lambda: copied,
+    "copy and seed": lambda: seeded_copy(),
     "MixAvg": lambda: MixAvg(seed=0),
     "MixAvg, tuple": lambda: MixAvg(seed=0),
     "keras MixUp": lambda: keras.layers.MixUp(alpha=1.0, seed=0),
@@ -45,6 +48,12 @@ LAYERS = {
 
 def copied(batch):
     return tf.nest.map_structure(lambda x: tf.raw_ops.DeepCopy(x=x), batch)
+
+
+def seeded_copy():
+    """The least that a layer does which is seeded and leaves its input alone."""
+    generator = keras.random.SeedGenerator(0)
+    return lambda batch: {**copied(batch), "seed": generator.next()}
 
 
 def make_batch(size, side, dtype):

@@ -114,6 +114,7 @@ def input_pipeline(draw):
                 f"{ours['images_per_second']:,.0f}",
                 " to ".join(f"{value:,.0f}" for value in spread),
                 faster("keras MixUp"),
+                faster("keras MixUp", ours=layers["copy and seed"]),
                 faster("keras CutMix"),
                 faster("keras_cv MixUp", "keras_cv CutMix"),
                 f"{ours['share_of_memory_limit']:.2f}",
@@ -121,7 +122,7 @@ def input_pipeline(draw):
         )
     text = table(
         ["input", "calls", "images/s", "quartiles", "x keras MixUp"]
-        + ["x keras CutMix", "x best of KerasCV", "share of the memory's limit"],
+        + ["a copy and a seed, x keras MixUp", "x keras CutMix", "x best of KerasCV", "share of the memory's limit"],
         rows,
     )
     if record["memory"]:
@@ -268,6 +269,27 @@ def draw_growth(rows):
     ax.grid(alpha=0.3)
     ax.legend()
     save(figure, "growth")
+
+
+def two_rows(draw):
+    record = load("two_rows")
+    text = table(
+        ["classes", "backend", "products, ms", "two rows, ms", "x faster"],
+        [
+            [
+                f"{row['classes']:,}",
+                row["backend"],
+                *(f"{row['ms'][name]['median']:.2f}" for name in ("products", "rows")),
+                f"{row['ms']['products']['median'] / row['ms']['rows']['median']:.1f}",
+            ]
+            for row in sorted(record["rows"], key=lambda row: row["classes"])
+        ],
+    )
+    return text + (
+        f"\n`{record['command']}`, {record['machine']}, batches of {record['batch']}, "
+        f"{versions(record, ['keras', 'tensorflow', 'jax', 'torch'])}, "
+        f"n = {record['repeats']}.\n"
+    )
 
 
 # --- Accuracy ------------------------------------------------------------------------
@@ -527,6 +549,7 @@ def claims(draw):
 PARTS = {
     "input_pipeline": input_pipeline,
     "training_step": training_step,
+    "two_rows": two_rows,
     "claims": claims,
 }
 

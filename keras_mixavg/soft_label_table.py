@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mixavg import equations
+from keras_mixavg import equations, two_rows
 
 Tensor = Any
 
@@ -137,9 +137,9 @@ class SoftLabelTable(keras.metrics.Metric):
 
     def targets(self, labels: Tensor) -> Tensor:
         """Equations (4) and (5): `(..., num_classes)` in the dtype of `labels`."""
-        table = ops.cast(self.table, labels.dtype)
         weight = ops.cast(self.weight, labels.dtype)
-        global_labels = equations.global_soft_labels(labels, table)
+        table = ops.convert_to_tensor(self.table)
+        global_labels = two_rows.global_soft_labels(labels, table)
         return equations.targets(labels, global_labels, weight)
 
     def update_state(
@@ -178,8 +178,15 @@ class SoftLabelTable(keras.metrics.Metric):
         left_out = ops.sum(ops.where(usable, 0.0, 1.0))
         self.left_out.assign(self.left_out + self.collecting * left_out)
         self.steps.assign(self.steps + self.collecting)
-        for variable, values in ((self.evidence, probabilities), (self.mass, labels)):
-            variable.assign(variable + equations.evidence(labels, values, weights))
+        evidence, mass = two_rows.added_evidence(
+            ops.convert_to_tensor(self.evidence),
+            ops.convert_to_tensor(self.mass),
+            labels,
+            probabilities,
+            weights,
+        )
+        self.evidence.assign(evidence)
+        self.mass.assign(mass)
 
     def end_epoch(self, prior_count: float) -> int:
         """Equation (8), on the host: a new table, and the evidence starts anew.
