@@ -20,7 +20,9 @@ demo: .venv/installed  ## train on real images three ways, one minute; see runs/
 
 test: lint test-tensorflow  ## lint, types and all tests, on TensorFlow
 
-test-all: lint .venv/backends .venv-oldest/installed  ## on every backend, oldest versions too
+test-all:  ## on every backend, oldest versions too
+	$(MAKE) --jobs=$(JOBS) .venv/backends .venv-oldest/installed
+	$(MAKE) lint
 	$(MAKE) --jobs=$(JOBS) $(SYNC) test-tensorflow test-jax test-torch test-oldest
 
 test-tensorflow: .venv/installed

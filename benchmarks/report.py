@@ -122,7 +122,8 @@ def input_pipeline(draw):
         )
     text = table(
         ["input", "calls", "images/s", "quartiles", "x keras MixUp"]
-        + ["a copy and a seed, x keras MixUp", "x keras CutMix", "x best of KerasCV", "share of the memory's limit"],
+        + ["a copy and a seed, x keras MixUp", "x keras CutMix", "x best of KerasCV"]
+        + ["share of the memory's limit"],
         rows,
     )
     if record["memory"]:
