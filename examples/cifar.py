@@ -77,7 +77,7 @@ def parse_arguments(argv=None):
     add("--weight-decay", type=float, default=5e-4, help="L2, on kernels only")
     add("--rate", type=float, default=0.5, help="of mixavg: share averaged")
     add("--global-weight", type=float,
-        help="of the global soft label (default: 0.25; 0.5 for ols)")
+        help="of the global soft label (default: 0.1; 0.5 for ols)")
     add("--collect", choices=["correct", "all"], default="correct",
         help="the samples that the global soft labels are made from")
     add("--prior-count", type=float,
@@ -236,7 +236,7 @@ def loss_and_callbacks(args):
         ), []
     if args.method not in ("ols", "mixavg"):
         return SoftLabelCrossentropy(from_logits=True), []
-    weight, prior = (0.5, 0.0) if args.method == "ols" else (0.25, 1.0)
+    weight, prior = (0.5, 0.0) if args.method == "ols" else (0.1, 1.0)
     weight = weight if args.global_weight is None else args.global_weight
     prior = prior if args.prior_count is None else args.prior_count
     loss = SoftLabelCrossentropy(global_weight=weight, from_logits=True)

@@ -264,8 +264,8 @@ def parse_arguments(argv=None):
         help="peak of the cosine schedule (default: 0.1)")  # fmt: skip
     add("--rate", type=float, default=0.5,
         help="share of the images that MixAvg averages (default: 0.5)")  # fmt: skip
-    add("--global-weight", type=float, default=0.25,
-        help="weight of the global soft labels (default: 0.25)")  # fmt: skip
+    add("--global-weight", type=float, default=0.1,
+        help="weight of the global soft labels (default: 0.1)")  # fmt: skip
     add("--runs", type=int, default=1, metavar="N",
         help="train each method N times, with as many seeds, and print mean and "
         "standard deviation (default: 1)")  # fmt: skip

@@ -34,7 +34,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             from the predictions by default.
         global_weight: float in [0, 1], the weight of the global soft label, or a
             callable that takes the epoch (from 0) and returns such a float, e.g. a
-            `keras.optimizers.schedules` schedule. 0.25 by default.
+            `keras.optimizers.schedules` schedule. 0.1 by default.
         from_logits: whether predictions are logits. False by default: probabilities.
             Which of the two a tensor holds cannot be told from its values; a wrong
             setting goes unnoticed and trains badly.
@@ -65,7 +65,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     def __init__(
         self,
         num_classes: int | None = None,
-        global_weight: float | Callable[[int], float] = 0.25,
+        global_weight: float | Callable[[int], float] = 0.1,
         *,
         from_logits: bool = False,
         name: str = "soft_label_crossentropy",

@@ -124,7 +124,7 @@ class Training:
         self,
         kernel,
         learning_rate=0.0,
-        global_weight=0.25,
+        global_weight=0.1,
         prior_count=1.0,
         collect="correct",
     ):

@@ -234,7 +234,7 @@ def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
     for use in (False, True, False, True):
         callback = GlobalSoftLabel()
         fit(model, batches, 1, [callback] if use else [])
-        expected.global_weight = 0.25 if use else 0.0
+        expected.global_weight = 0.1 if use else 0.0
         table = expected.table
         expected.epoch(batches)
         if not use:
