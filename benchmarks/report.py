@@ -181,13 +181,14 @@ def training_step(draw):
         return f"{figures['ratio']:.3f} ({low:.3f} to {high:.3f})"
 
     text = table(
-        ["network", "classes", "backend", "plain step, ms", "step, x plain"]
+        ["network", "classes", "backend", "n", "plain step, ms", "step, x plain"]
         + ["steps an epoch", "epoch of fit, x plain"],
         [
             [
                 row["case"],
                 row["classes"],
                 row["backend"],
+                row["repeats"],
                 f"{row['steps']['plain_ms'] / row['steps_per_epoch']:.0f}",
                 ratio(row["steps"]),
                 row["steps_per_epoch"],
@@ -198,13 +199,14 @@ def training_step(draw):
     )
     text += "\nWhat (4) and (7) add to a step, and the callback to an epoch's end:\n\n"
     text += table(
-        ["classes", "batch", "backend", "added to a step, ms", "GFLOP of (4) and (7)"]
-        + ["at an epoch's end, ms"],
+        ["classes", "batch", "backend", "n", "added to a step, ms"]
+        + ["GFLOP of (4) and (7)", "at an epoch's end, ms"],
         [
             [
                 f"{row['classes']:,}",
                 row["batch"],
                 row["backend"],
+                row["repeats"],
                 f"{row['added_ms_per_step']:.2f}",
                 f"{row['gflop_of_4_and_7']:.3g}",
                 f"{row['ms_at_epoch_end']:,.0f}",
@@ -245,7 +247,7 @@ def training_step(draw):
     text += (
         f"\n`{record['command']}`, {record['machine']}, batches of {record['batch']}, "
         f"{versions(record, ['keras', 'tensorflow', 'jax', 'torch'])}, "
-        f"n = {record['repeats']} (10,000 classes: 2; memory and copies: 1).\n"
+        "memory and copies measured once.\n"
     )
     if draw:
         draw_growth(parts["growth"])
@@ -483,6 +485,8 @@ def draw_learning_curves(found):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for i, (name, runs) in enumerate(methods.items()):
         for ax, key in ((axes[0], "val_loss"), (axes[1], "val_accuracy")):
+            if (name, key) == ("label_smoothing", "val_loss"):
+                continue  # Keras smooths the labels of the validation data too
             curves = [run["history"][key] for run in runs.values()]
             if not curves:
                 continue
@@ -491,7 +495,7 @@ def draw_learning_curves(found):
             style = "o-" if name.startswith("mixavg") else ".--"
             epochs = 1 + np.flatnonzero(seen)
             ax.plot(epochs, mean[seen], style, ms=4, color=f"C{i}", label=name)
-    axes[0].set(xlabel="epoch", ylabel="test loss with decay, nats")
+    axes[0].set(xlabel="epoch", ylabel="test NLL + weight decay, nats")
     axes[1].set(xlabel="epoch", ylabel="test accuracy")
     for ax in axes:
         ax.grid(alpha=0.3)

@@ -175,7 +175,13 @@ def measure_steps(repeats):
             steps,
             repeats,
         )
-        yield {"case": case, "classes": classes, "steps_per_epoch": steps, **figures}
+        yield {
+            "case": case,
+            "classes": classes,
+            "steps_per_epoch": steps,
+            "repeats": repeats,
+            **figures,
+        }
 
 
 def dense(classes):
@@ -341,7 +347,6 @@ def main():
     report = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
     report |= {
         "command": "python benchmarks/training_step.py",
-        "repeats": args.repeats,
         "batch": BATCH,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
