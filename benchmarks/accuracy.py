@@ -93,6 +93,8 @@ def train(run, data_dir, out):
     options = {**run.options, "seed": run.seed, "out": folder, "quiet": True}
     if data_dir:
         options["data-dir"] = data_dir
+    if "backend" in options:
+        os.environ["KERAS_BACKEND"] = options["backend"]
     from benchmarks import variants  # with the example program, which imports Keras
 
     result, table = variants.train(options)

@@ -425,7 +425,7 @@ def draw_against(name, key, label):
     """A drawing of each method's mean accuracy against a number of the runs."""
 
     def draw(found):
-        figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+        figure, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
         names = list(next(iter(found.values())))
         for i, method in enumerate(names):
             points = []
@@ -439,7 +439,7 @@ def draw_against(name, key, label):
                 ax.plot(*zip(*points, strict=True), style, color=f"C{i}", label=method)
         ax.set(xscale="log", xlabel=label, ylabel="mean test accuracy, %")
         ax.grid(alpha=0.3)
-        ax.legend()
+        figure.legend(loc="outside right center")
         return figure
 
     return draw

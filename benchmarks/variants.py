@@ -21,10 +21,21 @@ def split(options):
     return flags, experiments
 
 
+def check(experiments, method):
+    """Refuse an experiment that would change nothing."""
+    for name in experiments:
+        methods = ONLY_FOR.get(name, [method])
+        if method not in methods:
+            raise SystemExit(
+                f"{name} changes nothing for {method}: it is for {', '.join(methods)}."
+            )
+
+
 def train(options):
     """`(result, table)` of a run: what cifar.py returns, and its soft labels if few."""
     flags, experiments = split(options)
     args = cifar.parse_arguments(flags)
+    check(experiments, args.method)
     kept = []
     make = cifar.loss_and_callbacks
 
@@ -101,8 +112,6 @@ class SwitchOff(keras.callbacks.Callback):
 
 def pairs_off_for_last(share, args):
     """Average no pairs in the last `share` of the epochs."""
-    if args.method not in ("mixavg", "mixavg_local"):
-        raise SystemExit(f"pairs-off-for-last: {args.method} averages no pairs.")
     mixing = tf.Variable(True)
     last_epoch = round((1 - share) * args.epochs) - 1
     make_callbacks = cifar.report.callbacks
@@ -217,4 +226,11 @@ EXPERIMENTS = {
     "rows-by-division": rows_by_division,
     "soft-labels-of-pairs-only": soft_labels_of_pairs_only,
     "midpoint-head": midpoint_head,
+}
+ONLY_FOR = {
+    "pairs-off-for-last": ["mixavg", "mixavg_local"],
+    "weight-schedule": ["mixavg", "ols"],
+    "rows-by-division": ["mixavg", "ols"],
+    "soft-labels-of-pairs-only": ["mixavg"],
+    "midpoint-head": ["mixavg", "mixavg_local"],
 }

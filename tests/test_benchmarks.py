@@ -75,7 +75,8 @@ def test_every_run_of_every_grid_is_one_that_the_program_takes(path, tmp_path):
     assert set(grid["baselines"]) <= set(grid["methods"])
     for run in runs:
         flags, experiments = variants.split({**run.options, "out": tmp_path / "new"})
-        cifar.parse_arguments(flags)  # exits if it does not know one
+        args = cifar.parse_arguments(flags)  # exits if it does not know one
+        variants.check(experiments, args.method)
         assert set(experiments) <= set(variants.EXPERIMENTS)
 
 
@@ -146,6 +147,28 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
     assert result.returncode != 0
     assert "2 runs failed: " in result.stderr and "digits/other name-3" in result.stderr
     assert (tmp_path / "out/digits/erm-3.json").exists()
+
+
+def test_a_run_trains_on_the_backend_that_its_grid_names(tmp_path):
+    pytest.importorskip("jax")
+    grid = SMALL_GRID.replace("[3, 5]", "[3]")
+    grid = grid.replace("[settings.noise]\nlabel-noise = 0.5\n", "")
+    grid = grid.replace("[common]", '[common]\nbackend = "jax"')
+    (tmp_path / "grid.toml").write_text(grid.split('[methods."other')[0])
+    result = start("grid.toml", tmp_path)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "out/digits/erm-3.json").read_text())
+    assert record["backend"] == record["settings"]["backend"] == "jax"
+
+
+def test_an_experiment_that_would_change_nothing_is_refused():
+    for name, method in (
+        ("weight-schedule", "mixavg_local"),
+        ("pairs-off-for-last", "ols"),
+        ("midpoint-head", "erm"),
+    ):
+        with pytest.raises(SystemExit, match=f"{name} changes nothing for {method}"):
+            variants.check({"label-noise": 0.2, name: 1}, method)
 
 
 def test_a_run_of_another_grid_with_the_same_options_is_taken_over(
