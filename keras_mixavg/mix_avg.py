@@ -330,7 +330,8 @@ def _check_arguments(rate: Any, num_classes: Any) -> None:
     if not isinstance(rate, numbers.Real) or not 0 <= float(rate) <= 1:
         raise ValueError(
             "`rate` must be a float in [0, 1], the probability that a sample is "
-            f"averaged. Received: rate={rate!r}"
+            f"averaged. Received: rate={rate!r}. (For the number of classes pass "
+            "`num_classes`.)"
         )
     if num_classes is None:
         return

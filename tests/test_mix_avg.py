@@ -546,6 +546,7 @@ NUMBERS = np.array([0, 1, 2, 3, 0, 1])
     [
         ({"rate": -0.1}, r"`rate` must be a float in \[0, 1\].*rate=-0.1"),
         ({"rate": 1.5}, r"`rate` must be a float in \[0, 1\].*rate=1.5"),
+        ({"rate": 10}, r"rate=10.*pass `num_classes`"),
         ({"rate": float("nan")}, "`rate` must be.*rate=nan"),
         ({"rate": "half"}, "`rate` must be.*rate='half'"),
         ({"num_classes": 1}, "`num_classes` must be an integer.*num_classes=1"),
