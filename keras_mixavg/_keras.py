@@ -2,7 +2,7 @@
 
 - `DataLayer` (`TFDataLayer` before 3.12): computes with TensorFlow inside `tf.data`
 - `backend_utils.in_tf_graph`: tells whether it would do so now
-- `tensor._keras_mask`: the mask that Keras' own losses read
+- `get_keras_mask`: the mask that Keras' own losses read
 - `model._tracker`: takes a metric into a built subclassed model, and out again
 - `model._distribute_strategy`: in whose scope variables must be made
 - the frame that called a hook: its end is the end of `fit`, however that comes
@@ -13,9 +13,11 @@ the oldest and the newest. If a release moves one, only this file changes.
 
 import contextlib
 import sys
+from types import FrameType
 from typing import Any
 
 import keras
+from keras.src.backend.common.masking import get_keras_mask
 from keras.src.utils.backend_utils import in_tf_graph
 
 try:
@@ -48,7 +50,7 @@ def has_values(tensor: Any) -> bool:
 
 def mask_of(tensor: Any) -> Any:
     """The Keras mask of a tensor, or None."""
-    return getattr(tensor, "_keras_mask", None)
+    return get_keras_mask(tensor)
 
 
 def track_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
@@ -104,10 +106,15 @@ def refuse_multi_worker_strategy(model: Any = None) -> None:
 
 
 def calling_callback_list() -> keras.callbacks.CallbackList | None:
-    """The CallbackList whose hook called the function that calls this one, if any.
+    """The CallbackList whose hook led to the function that calls this one, if any.
 
     It lives exactly as long as the call of `fit` that made it, also when `fit` raises,
     of which Keras tells callbacks nothing.
     """
-    caller = sys._getframe(2).f_locals.get("self")
-    return caller if isinstance(caller, keras.callbacks.CallbackList) else None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:  # past the hook of a subclass, or of a wrapper
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList):
+            return caller
+        frame = frame.f_back
+    return None

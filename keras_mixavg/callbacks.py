@@ -56,7 +56,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.
         `soft_label_entropy`: mean entropy of its rows, in nats, 0 for the identity.
-        With several outputs each name starts with the output's name and `_`.
+        With a list or dict of losses each name starts with the output's name and `_`.
 
     Raises:
         ValueError: for bad arguments; when training starts, if the model is not
@@ -103,7 +103,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     @property
     def table(self) -> Any:
         """`(num_classes, num_classes)` float32 array, a copy; a dict of such by output
-        name if several outputs have a `SoftLabelCrossentropy`."""
+        name if the model is compiled with a list or dict of losses."""
         tables = {
             name: numpy_of(table.table)
             for name, table in self._tables.items()
@@ -218,6 +218,8 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             self._tables[name].arm(weight)
 
     def _steps_without(self, table: SoftLabelTable) -> int:
+        if self.model.optimizer is None:  # a train_step with one of its own
+            return 0
         collected = 0 if table.num_classes is None else numpy_of(table.steps)
         return int(numpy_of(self.model.optimizer.iterations) - collected)
 

@@ -108,10 +108,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.seen_classes = shape[-1]
         if self.attached and self.table.num_classes is None:
             self.table.build(shape[-1])
-        loss = super().__call__(y_true, y_pred, sample_weight)
-        if self.attached:
+        if self.attached:  # first: Keras on torch multiplies the weights in place
             self._collect(self.table, y_true, y_pred, sample_weight, mask)
-        return loss
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self.attached:

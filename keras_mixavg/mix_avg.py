@@ -138,7 +138,8 @@ class MixAvg(DataLayer):
         """Draw the partner of each sample: equation (1), and `rate` of equation (2).
 
         Args:
-            batch_size: int, or a scalar integer tensor inside a graph.
+            batch_size: int, or a scalar integer tensor inside a graph (inside `tf.data`
+                on TensorFlow only; a call of the layer works on each backend).
 
         Returns:
             `(batch_size,)` integers; a sample that is not averaged is its own partner.
@@ -154,7 +155,7 @@ class MixAvg(DataLayer):
         """Average every sample with its partner: equations (2) and (3).
 
         Args:
-            inputs: as for a call of the layer.
+            inputs: as for a call of the layer (inside `tf.data` on TensorFlow only).
             partners: `(batch,)` integers as from `draw`, or None to average nothing.
 
         Returns:
@@ -392,8 +393,9 @@ def _check_labels(name: str, y: Any, num_classes: int | None) -> None:
     elif len(y.shape) != 2:
         raise ValueError(
             f"{name} must have shape (batch, num_classes), or (batch,) or (batch, 1) "
-            f"integers. Received: shape {_shape(y)}, dtype={_dtype(y)}. One-hot encode "
-            "them, and batch the dataset before MixAvg."
+            f"integers. Received: shape {_shape(y)}, dtype={_dtype(y)}. Batch the "
+            "dataset before MixAvg, and encode class numbers as integers or one-hot. "
+            "Labels at each position, such as masks, are not averaged."
         )
     elif num_classes is not None and y.shape[1] not in (None, num_classes):
         raise ValueError(

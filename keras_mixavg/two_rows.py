@@ -63,11 +63,15 @@ def added_evidence(
     Args:
         evidence: N, `(num_classes, num_classes)`.
         mass: M, `(num_classes, num_classes)`.
-        labels: local soft labels, `(samples, num_classes)`.
-        probabilities: `(samples, num_classes)`.
-        weights: `(samples,)`.
+        labels: local soft labels, `(..., num_classes)`.
+        probabilities: `(..., num_classes)`.
+        weights: `(...)`.
     """
     num_classes = mass.shape[-1]
+    at_positions = len(labels.shape) > 2
+    labels = ops.reshape(labels, (-1, num_classes))
+    probabilities = ops.reshape(probabilities, (-1, num_classes))
+    weights = ops.reshape(weights, (-1,))
 
     def products() -> tuple[Tensor, Tensor]:
         return (
@@ -93,7 +97,9 @@ def added_evidence(
         )
         return new_evidence, new_mass
 
-    if not pay(num_classes):
+    # A row takes its samples one by one, and a float32 that counts 2**24 of them takes
+    # no more. Labels at each position of a sample can be as many; a product adds sums.
+    if at_positions or not pay(num_classes):
         return products()
     return ops.cond(_all_pairs(labels), rows, products)
 

@@ -105,6 +105,23 @@ def test_after_an_exception_nothing_is_left_attached(
     np.testing.assert_array_equal(callback.table, table)
 
 
+class Subclass(GlobalSoftLabel):
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+
+
+def test_after_an_exception_nothing_of_a_subclass_is_left_attached(batches, kernel):
+    model = compiled_model(kernel)
+    callback = Subclass()
+    with pytest.raises(RuntimeError):
+        callbacks = [callback, Raise("on_epoch_end", RuntimeError)]
+        fit(model, batches, 3, callbacks)
+    gc.collect()
+    assert_nothing_is_left(model, batches)
+    with pytest.raises(ValueError, match="`fit` must get one GlobalSoftLabel"):
+        fit(compiled_model(kernel), batches, 1, [Subclass(), Subclass()])
+
+
 def test_after_an_exception_in_the_data_nothing_is_left_attached(batches, kernel):
     model = compiled_model(kernel)
 

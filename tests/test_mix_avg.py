@@ -609,7 +609,12 @@ BAD_BATCHES = {
     "one image, one-hot label": (
         (IMAGES[0], LABELS[0]),
         {},
-        r"`y` must have shape \(batch, num_classes\).*batch the dataset before",
+        r"`y` must have shape \(batch, num_classes\).*Batch the dataset before",
+    ),
+    "labels at each position": (
+        (IMAGES, np.zeros((6, 4, 4, 3))),
+        {},
+        r"Received: shape \(6, 4, 4, 3\).*at each position, such as masks, are not",
     ),
     "one image in a dict": (
         {"images": IMAGES[0], "labels": NUMBERS},

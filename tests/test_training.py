@@ -276,3 +276,31 @@ def test_the_method_learns_from_class_numbers_through_a_pipeline(rng):
     predicted = model.predict(x, verbose=0).argmax(axis=1)
     assert np.mean(predicted == numbers) > 0.95
     assert np.all(callback.table.argmax(axis=1) == range(CLASSES))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_masked_positions_leave_no_evidence_in_fit(rng, weighted):
+    ids = rng.integers(0, 4, size=(20, 6))  # 0 is padding
+    labels = rng.dirichlet(np.ones(CLASSES), size=(20, 6)).astype("float32")
+    weights = rng.uniform(size=(20, 6)).astype("float32") if weighted else None
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Embedding(4, FEATURES, mask_zero=True),
+            keras.layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.0), loss=SoftLabelCrossentropy())
+    callback = GlobalSoftLabel(collect="all")
+    model.fit(
+        *(ids, labels),
+        sample_weight=weights,
+        batch_size=8,
+        callbacks=[callback],
+        verbose=0,
+    )
+    counted = (ids != 0) * (1.0 if weights is None else weights)
+    probabilities = model.predict(ids, verbose=0)
+    n, m = reference.evidence(labels, probabilities, counted, "all")
+    expected = reference.updated_table(np.eye(CLASSES), n, m, 1.0)
+    np.testing.assert_allclose(callback.table, expected, atol=1e-5)

@@ -85,6 +85,21 @@ def test_the_evidence_is_that_of_the_reference(rng, chosen, kind, collect):
     np.testing.assert_allclose(numpy_of(table.mass), m, rtol=1e-5, atol=1e-6)
 
 
+def test_evidence_at_positions_goes_on_beyond_what_single_additions_can(chosen):
+    """At 2**24, where float32 has no next whole number, a batch's sum still counts."""
+    table = SoftLabelTable("all")
+    table.build(CLASSES)
+    table.arm(0.5)
+    table.evidence.assign(np.full((CLASSES, CLASSES), 2.0**24))
+    table.mass.assign(np.full((CLASSES, CLASSES), 2.0**24))
+    labels = np.zeros((10, 100, CLASSES), "float32")
+    labels[..., 0] = 1.0
+    table.update_state(labels, labels, np.ones((10, 100), "float32"))
+    for variable in (table.evidence, table.mass):
+        assert numpy_of(variable)[0, 0] == 2**24 + 1000
+    assert not chosen
+
+
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="traces both branches")
 @pytest.mark.parametrize(
     ("kind", "rows"), [("pairs", 1), ("one-hot", 1), ("one of three classes", 0)]
