@@ -68,7 +68,7 @@ test = test.batch(100).map(MixAvg(rate=0, num_classes=10))
 ## The loss, the metric and the callback
 
 `SoftLabelCrossentropy` is categorical cross-entropy, until a `GlobalSoftLabel`
-callback trains with it: then a quarter of each target is the *global* soft label of
+callback trains with it: then a tenth of each target is the *global* soft label of
 the sample's classes, a row of a table that is made anew each epoch from what the
 network predicts. Validation is plain cross-entropy, so `val_loss` compares with any
 other run.
