@@ -27,10 +27,10 @@ except ImportError:  # its name before Keras 3.12
 
 __all__ = [
     "DataLayer",  # the base that computes with TensorFlow inside `tf.data`, any backend
+    "get_keras_mask",
     "in_tf_graph",  # whether it would do so now
     "calling_callback_list",
     "has_values",
-    "mask_of",
     "refuse_multi_worker_strategy",
     "replicated_by_tensorflow",
     "state_scope",
@@ -46,11 +46,6 @@ def has_values(tensor: Any) -> bool:
 
         return not isinstance(tensor, jax.core.Tracer)
     return getattr(getattr(tensor, "device", None), "type", None) != "meta"  # torch
-
-
-def mask_of(tensor: Any) -> Any:
-    """The Keras mask of a tensor, or None."""
-    return get_keras_mask(tensor)
 
 
 def track_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:

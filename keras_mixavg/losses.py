@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_mixavg import equations
-from keras_mixavg._keras import mask_of, refuse_multi_worker_strategy
+from keras_mixavg._keras import get_keras_mask, refuse_multi_worker_strategy
 from keras_mixavg.soft_label_table import SoftLabelTable
 
 Tensor = Any
@@ -101,7 +101,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     def __call__(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor:
-        mask = mask_of(y_pred)
+        mask = get_keras_mask(y_pred)
         y_true = ops.convert_to_tensor(y_true)
         shape = tuple(ops.convert_to_tensor(y_pred).shape)
         self._check_shapes(tuple(y_true.shape), shape)
