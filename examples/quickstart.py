@@ -161,7 +161,7 @@ def train_and_test(method, train, test, num_classes, seed, args):
     loss, callbacks = keras.losses.CategoricalCrossentropy(from_logits=True), []
     if method == "MixAvg":
         loss = SoftLabelCrossentropy(global_weight=args.global_weight, from_logits=True)
-        callbacks = [GlobalSoftLabel()]
+        callbacks = [GlobalSoftLabel(fade_out=0.0)]
     model.compile(
         keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, weight_decay=5e-4),
         loss=loss,

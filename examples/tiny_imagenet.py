@@ -253,7 +253,7 @@ def loss_and_callbacks(args):
     weight = weight if args.global_weight is None else args.global_weight
     prior = prior if args.prior_count is None else args.prior_count
     loss = SoftLabelCrossentropy(global_weight=weight, from_logits=True)
-    return loss, [GlobalSoftLabel(prior_count=prior, collect=args.collect)]
+    return loss, [GlobalSoftLabel(prior, args.collect, fade_out=0.0)]
 
 
 # --- Training ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_mixavg import equations
 from keras_mixavg._keras import (
     calling_callback_list,
     refuse_multi_worker_strategy,
@@ -21,6 +22,7 @@ from keras_mixavg.losses import SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
 
 COLLECT = ("correct", "all")
+FADE_OUT = 0.3
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -52,6 +54,12 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             counts for when the new one is made. 1.0 by default; 0 forgets it.
         collect: `"correct"` (default) takes as evidence only the samples whose top
             prediction has the largest label mass; `"all"` takes every sample.
+        fade_out: float in [0, 1], the share of the epochs of a `fit`, at its end, over
+            which the weight of the global soft labels falls linearly to 0. Epoch e
+            (from 0) of E has `global_weight * min(1, (E - e) / (fade_out * E))`. E is
+            `epochs` of `fit`, so a run resumed with `initial_epoch` has the weights of
+            one that was never interrupted. 0.3 by default; 0 never fades. Where
+            `global_weight` is a callable it alone decides, and only 0 may be given.
 
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.
@@ -62,8 +70,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         ValueError: for bad arguments; when training starts, if the model is not
             compiled with a `SoftLabelCrossentropy`, or with the same one for several
             outputs or one that has trained another model, if `fit` gets two of these
-            callbacks, or if, on JAX, a `metrics` property of the model's own hides the
-            table from Keras.
+            callbacks, if `fade_out` is given where `global_weight` is a callable or
+            the number of epochs unknown, or if, on JAX, a `metrics` property of the
+            model's own hides the table from Keras.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -77,7 +86,12 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     ['loss', 'soft_label_confidence', 'soft_label_entropy']
     """
 
-    def __init__(self, prior_count: float = 1.0, collect: str = "correct") -> None:
+    def __init__(
+        self,
+        prior_count: float = 1.0,
+        collect: str = "correct",
+        fade_out: float | None = None,
+    ) -> None:
         super().__init__()
         if (
             not isinstance(prior_count, numbers.Real)
@@ -93,8 +107,17 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             raise ValueError(
                 f"`collect` must be one of {COLLECT}. Received: collect={collect!r}"
             )
+        if fade_out is not None and (
+            not isinstance(fade_out, numbers.Real) or not 0 <= fade_out <= 1
+        ):
+            raise ValueError(
+                "`fade_out` must be a float in [0, 1], the share of the epochs over "
+                f"which the weight falls to 0. Received: fade_out={fade_out!r}"
+            )
         self.prior_count: float = float(prior_count)
         self.collect: str = collect
+        self.fade_out: float | None = None if fade_out is None else float(fade_out)
+        self._epochs: int | None = None  # of the running `fit`
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
         self._weights: dict[str, float] = {}  # of the running epoch, else empty
@@ -116,6 +139,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             )
         return tables[""] if "" in tables else tables
 
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        self.params = None  # of an earlier loop; this one sets its own, or has none
+
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         fit = calling_callback_list()
@@ -126,6 +153,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             )
         refuse_multi_worker_strategy(model)
         self._losses = _soft_label_losses(model)
+        params: dict[str, Any] = self.params or {}
+        self._epochs = params.get("epochs")
+        self._check_fade_out()
         self._tables = {}
         self._weights = {}
         # Keras calls no hook when `fit` raises: its callback list going is the sign.
@@ -146,6 +176,29 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         _check_carried(model, self._tables)
         _retrace(model)
 
+    def _check_fade_out(self) -> None:
+        if not self.fade_out:
+            return
+        if any(callable(loss.global_weight) for loss in self._losses.values()):
+            raise ValueError(
+                "Either `fade_out` of GlobalSoftLabel or a callable `global_weight` of "
+                "SoftLabelCrossentropy decides how the weight falls, not both. "
+                f"Received: fade_out={self.fade_out}. Leave it out."
+            )
+        if self._epochs is None:
+            raise ValueError(
+                "`fade_out` needs the number of epochs, and this loop does not give "
+                f"it. Received: fade_out={self.fade_out}. Pass it: "
+                "keras.callbacks.CallbackList(..., epochs=...)."
+            )
+
+    def _weight(self, loss: SoftLabelCrossentropy, epoch: int) -> float:
+        weight = loss.weight_at(epoch)
+        if callable(loss.global_weight) or self._epochs is None:
+            return weight
+        fade_out = FADE_OUT if self.fade_out is None else self.fade_out
+        return weight * equations.fading(epoch, self._epochs, fade_out)
+
     def _build_if_known(self, name: str, table: SoftLabelTable) -> None:
         """Create the variables, if by now one can tell for how many classes."""
         if table.num_classes is not None:
@@ -163,7 +216,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                 self._end_epoch(name, table)  # saved between the epoch's end and (8)
             table.epoch = epoch
         self._weights = {
-            name: loss.weight_at(epoch) for name, loss in self._losses.items()
+            name: self._weight(loss, epoch) for name, loss in self._losses.items()
         }
         self._skipped = {
             name: self._steps_without(table) for name, table in self._tables.items()
@@ -224,7 +277,11 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         return int(numpy_of(self.model.optimizer.iterations) - collected)
 
     def get_config(self) -> dict[str, Any]:
-        return {"prior_count": self.prior_count, "collect": self.collect}
+        return {
+            "prior_count": self.prior_count,
+            "collect": self.collect,
+            "fade_out": self.fade_out,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "GlobalSoftLabel":

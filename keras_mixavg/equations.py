@@ -94,6 +94,28 @@ def targets(labels: Tensor, global_labels: Tensor, global_weight: Tensor) -> Ten
     return (1.0 - global_weight) * labels + global_weight * global_labels
 
 
+def fading(epoch: int, epochs: int, fade_out: float) -> float:
+    """Equation (5), its weight: `min(1, (epochs - epoch) / (fade_out * epochs))`.
+
+    The share of `global_weight` that is in force in an epoch. It is 1 until the last
+    `fade_out` of the epochs, and falls linearly over these; an epoch after the last
+    would have 0.
+
+    Args:
+        epoch: int, counted from 0.
+        epochs: int, how many there are.
+        fade_out: float in [0, 1]. With 0 the weight never falls.
+
+    Example:
+
+    >>> [round(fading(epoch, 10, 0.3), 3) for epoch in range(10)]
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.667, 0.333]
+    """
+    if fade_out == 0:
+        return 1.0
+    return min(1.0, max(0.0, (epochs - epoch) / (fade_out * epochs)))
+
+
 def crossentropy(targets: Tensor, predictions: Tensor, from_logits: bool) -> Tensor:
     """Equation (6): `-sum(targets * log(probabilities))` over the last axis.
 

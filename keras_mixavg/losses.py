@@ -34,7 +34,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             from the predictions by default.
         global_weight: float in [0, 1], the weight of the global soft label, or a
             callable that takes the epoch (from 0) and returns such a float, e.g. a
-            `keras.optimizers.schedules` schedule. 0.1 by default.
+            `keras.optimizers.schedules` schedule. 0.75 by default. A float fades
+            out at the end of training, see `fade_out` of GlobalSoftLabel; a callable
+            alone decides.
         from_logits: whether predictions are logits. False by default: probabilities.
             Which of the two a tensor holds cannot be told from its values; a wrong
             setting goes unnoticed and trains badly.
@@ -65,7 +67,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     def __init__(
         self,
         num_classes: int | None = None,
-        global_weight: float | Callable[[int], float] = 0.1,
+        global_weight: float | Callable[[int], float] = 0.75,
         *,
         from_logits: bool = False,
         name: str = "soft_label_crossentropy",
@@ -91,7 +93,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.seen_classes: int | None = None  # the width of the last predictions
 
     def weight_at(self, epoch: int) -> float:
-        """The weight of the global soft label in an epoch, counted from 0."""
+        """The weight of the global soft label in an epoch from 0, before it fades."""
         if not callable(self.global_weight):
             return float(self.global_weight)
         weight = float(self.global_weight(epoch))

@@ -113,21 +113,33 @@ def updated_table(table, n, m, prior_count):
     return result
 
 
+def fading(epoch, epochs, fade_out):
+    """(5): the last `fade_out * epochs` epochs have ever less, and one more has 0."""
+    falling = fade_out * epochs
+    left = epochs - epoch
+    return left / falling if left < falling else 1.0
+
+
 class Training:
     """The whole method on a linear softmax classifier, trained by plain SGD.
 
     `batches` is a list of (x, labels, sample weights or None), seen in this order in
-    every epoch. `kernel` is (features, classes), `learning_rate` may be 0.
+    every epoch. Of `epochs` epochs the last `fade_out` have ever less weight; without
+    `epochs` none has. `kernel` is (features, classes), `learning_rate` may be 0.
     """
 
     def __init__(
         self,
         kernel,
         learning_rate=0.0,
-        global_weight=0.1,
+        global_weight=0.75,
         prior_count=1.0,
         collect="correct",
+        epochs=None,
+        fade_out=0.3,
+        epoch=0,
     ):
+        self.epochs, self.fade_out, self.epoch_number = epochs, fade_out, epoch
         self.kernel = np.array(kernel, "float64")
         num_classes = self.kernel.shape[1]
         self.table = np.eye(num_classes)
@@ -140,12 +152,19 @@ class Training:
     def probabilities(self, x):
         return np.array([softmax(logits) for logits in np.asarray(x) @ self.kernel])
 
+    def weight(self):
+        if self.epochs is None:
+            return self.global_weight
+        share = fading(self.epoch_number, self.epochs, self.fade_out)
+        return self.global_weight * share
+
     def step(self, x, labels, sample_weight=None):
         """One training step; returns its loss."""
         p = self.probabilities(x)
         weights = np.ones(len(x)) if sample_weight is None else sample_weight
-        targets = np.array([target(y, self.table, self.global_weight) for y in labels])
-        value = loss(labels, p, self.table, self.global_weight, weights)
+        weight = self.weight()
+        targets = np.array([target(y, self.table, weight) for y in labels])
+        value = loss(labels, p, self.table, weight, weights)
         n, m = evidence(labels, p, weights, self.collect)
         self.n, self.m = self.n + n, self.m + m
         slope = (p * targets.sum(axis=1, keepdims=True) - targets) * weights[:, None]
@@ -161,3 +180,4 @@ class Training:
     def end_epoch(self):
         self.table = updated_table(self.table, self.n, self.m, self.prior_count)
         self.n, self.m = np.zeros((2, *self.table.shape))
+        self.epoch_number += 1

@@ -251,7 +251,7 @@ def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
     for use in (False, True, False, True):
         callback = GlobalSoftLabel()
         fit(model, batches, 1, [callback] if use else [])
-        expected.global_weight = 0.1 if use else 0.0
+        expected.global_weight = 0.75 if use else 0.0
         table = expected.table
         expected.epoch(batches)
         if not use:
@@ -329,6 +329,87 @@ def test_a_bad_weight_ends_training_in_its_epoch_and_leaves_nothing(batches, ker
         fit(model, batches, 3, [GlobalSoftLabel()])
     gc.collect()
     assert_nothing_is_left(model, batches)
+
+
+class Weights(keras.callbacks.Callback):
+    """The weight that the loss has in each epoch, after a GlobalSoftLabel."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seen.append(float(self.model.loss.table._armed_weight))
+
+
+@pytest.mark.parametrize("fade_out", [None, 0.0, 0.5, 1.0])
+def test_the_weight_fades_out_over_the_last_epochs(batches, kernel, fade_out):
+    model = compiled_model(kernel)
+    arguments = {} if fade_out is None else {"fade_out": fade_out}
+    weights = Weights()
+    fit(model, batches, 10, [GlobalSoftLabel(**arguments), weights])
+    share = {
+        None: [1] * 8 + [2 / 3, 1 / 3],
+        0.0: [1] * 10,
+        0.5: [1] * 6 + [4 / 5, 3 / 5, 2 / 5, 1 / 5],
+        1.0: [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
+    }[fade_out]
+    np.testing.assert_allclose(weights.seen, 0.75 * np.array(share), rtol=1e-12)
+    expected = reference.Training(kernel, 0.1, epochs=10)
+    expected.fade_out = 0.3 if fade_out is None else fade_out or 1e-9
+    for _ in range(10):
+        expected.epoch(batches)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+
+
+def test_a_resumed_run_fades_as_if_never_interrupted(batches, kernel):
+    kernels = []
+    for parts in ([(0, 6)], [(0, 5), (5, 6)]):
+        model = compiled_model(kernel)
+        for start, stop in parts:
+            callback = GlobalSoftLabel(fade_out=0.5)
+            others = [StopAfterEpoch(stop - 1)]
+            fit(model, batches, 6, [callback, *others], initial_epoch=start)
+        kernels.append(model.get_weights()[0])
+    np.testing.assert_array_equal(*kernels)
+
+
+class StopAfterEpoch(keras.callbacks.Callback):
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch == self.last
+
+
+def test_a_callable_weight_does_not_fade_and_refuses_a_fade_out(batches, kernel):
+    def compiled():
+        model = linear_model(kernel)
+        loss = SoftLabelCrossentropy(global_weight=lambda _: 0.5, from_logits=True)
+        model.compile("sgd", loss)
+        return model
+
+    for arguments in ({}, {"fade_out": 0.0}):
+        weights = Weights()
+        fit(compiled(), batches, 5, [GlobalSoftLabel(**arguments), weights])
+        assert weights.seen == [0.5] * 5
+    with pytest.raises(ValueError, match="Either `fade_out`.*fade_out=0.2. Leave it"):
+        fit(compiled(), batches, 5, [GlobalSoftLabel(fade_out=0.2)])
+
+
+def test_a_loop_that_does_not_say_its_epochs_fades_nothing(batches, kernel):
+    model = compiled_model(kernel)
+    callback, weights = GlobalSoftLabel(), Weights()
+    fit(model, batches, 10, [callback])  # whose `epochs` are not the loop's
+    loop = keras.callbacks.CallbackList([callback, weights], model=model)
+    loop.on_train_begin()
+    for epoch in range(10):
+        loop.on_epoch_begin(epoch)
+    assert weights.seen == [0.75] * 10
+    loop = keras.callbacks.CallbackList([GlobalSoftLabel(fade_out=0.2)], model=model)
+    with pytest.raises(ValueError, match="`fade_out` needs the number of epochs.*=0.2"):
+        loop.on_train_begin()
 
 
 def test_history_and_csv_show_the_statistics(batches, kernel, tmp_path):
@@ -473,6 +554,8 @@ def test_a_trained_model_can_be_saved_and_loaded(batches, kernel, tmp_path):
         ({"prior_count": float("inf")}, "`prior_count` must be a finite.*=inf"),
         ({"prior_count": float("nan")}, "`prior_count` must be a finite.*=nan"),
         ({"prior_count": "some"}, "`prior_count` must be a finite float.*'some'"),
+        ({"fade_out": 1.5}, r"`fade_out` must be a float in \[0, 1\].*fade_out=1.5"),
+        ({"fade_out": "late"}, "`fade_out` must be a float in.*fade_out='late'"),
         ({"collect": "best"}, r"`collect` must be one of \('correct', 'all'\).*'best'"),
     ],
 )
@@ -535,8 +618,9 @@ def test_class_numbers_as_labels_are_refused_by_fit(kernel):
 
 
 def test_the_config_round_trips():
-    callback = GlobalSoftLabel(prior_count=3, collect="all")
+    callback = GlobalSoftLabel(prior_count=3, collect="all", fade_out=0.5)
     restored = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(callback)
     )
-    assert restored.get_config() == {"prior_count": 3.0, "collect": "all"}
+    expected = {"prior_count": 3.0, "collect": "all", "fade_out": 0.5}
+    assert restored.get_config() == expected

@@ -42,6 +42,16 @@ def test_targets_combine_local_and_global_labels(rng, leading):
     np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("fade_out", [0.0, 0.05, 0.25, 0.3, 1.0])
+@pytest.mark.parametrize("epochs", [1, 3, 10])
+def test_the_weight_falls_linearly_over_the_last_epochs(epochs, fade_out):
+    for epoch in range(epochs + 2):
+        expected = 1.0
+        if fade_out > 0:
+            expected = reference.fading(min(epoch, epochs), epochs, fade_out)
+        assert equations.fading(epoch, epochs, fade_out) == pytest.approx(expected)
+
+
 def test_evidence_sums_weighted_outer_products(rng):
     labels = rng.dirichlet(np.ones(3), size=6)
     probabilities = rng.dirichlet(np.ones(3), size=6)

@@ -172,7 +172,7 @@ def test_online_label_smoothing_is_a_special_case(rng):
     model = linear_model(kernel)
     loss = SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
     model.compile(keras.optimizers.SGD(0.05), loss)
-    callback = GlobalSoftLabel(prior_count=0, collect="correct")
+    callback = GlobalSoftLabel(prior_count=0, collect="correct", fade_out=0)
     tables = Tables(callback)
     history = fit(model, batches, 4, [callback, tables]).history
 
