@@ -11,9 +11,10 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What does not depend on the backend or its version runs once, in `make test`.
 CORE := --ignore=tests/test_benchmarks.py --ignore=tests/test_docs.py --ignore=tests/test_examples.py \
 	--ignore=tests/test_plotting.py --ignore=tests/test_programs.py
-OLDEST := $(shell grep -oE '(keras|tensorflow)>=[0-9.]+' pyproject.toml | sed 's/>/=/')
+OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
-.PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest fuzz lint docs
+.PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest fuzz lint \
+	figures site package
 
 demo: .venv/installed  ## train on real images three ways, one minute; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
@@ -40,8 +41,18 @@ fuzz: .venv/installed  ## three fuzz tests, five minutes each
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-docs: .venv/installed  ## draw the pictures and make the figures of README.md anew
+figures: .venv/installed  ## draw all pictures and write all tables from results anew
 	$(BIN)/python examples/quickstart.py --runs 5 --out benchmarks/results/quickstart
+	$(BIN)/python -m benchmarks.report
+
+site: .venv/installed  ## build the documentation into site/; any warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+package: .venv/installed  ## build sdist and wheel into dist/, and try the wheel
+	rm -rf dist .venv/wheel
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv/wheel dist/*.whl
+	PYTHONPATH=.venv/wheel $(BIN)/python tests/wheel.py
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "keras_mixavg needs Python 3.10 or newer. Set one with make PYTHON=...")'

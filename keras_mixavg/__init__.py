@@ -10,7 +10,7 @@ from keras_mixavg.losses import SoftLabelCrossentropy
 from keras_mixavg.metrics import SoftLabelAccuracy
 from keras_mixavg.mix_avg import MixAvg
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GlobalSoftLabel",

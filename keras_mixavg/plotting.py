@@ -15,8 +15,8 @@ try:
     from matplotlib.figure import Figure
 except ImportError as error:
     raise ImportError(
-        "keras_mixavg.plotting needs matplotlib. Install it with "
-        "`pip install keras-mixavg[plot]`."
+        "keras_mixavg.plotting needs matplotlib, which is not installed. Install it "
+        "with `pip install matplotlib`."
     ) from error
 
 MAX_NUMBERS = 20  # classes up to which the cells of a table are labelled

@@ -1,3 +1,6 @@
+import importlib
+import sys
+
 import numpy as np
 import pytest
 import reference
@@ -70,3 +73,10 @@ def test_a_table_is_shown_with_its_names(rng, num_classes):
 def test_what_cannot_be_drawn_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.zeros((3, 4, 4)), np.eye(3))
+
+
+def test_without_matplotlib_the_import_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "keras_mixavg.plotting")
+    with pytest.raises(ImportError, match="`pip install matplotlib`"):
+        importlib.import_module("keras_mixavg.plotting")
