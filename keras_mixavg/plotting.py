@@ -19,7 +19,9 @@ except ImportError as error:
         "with `pip install matplotlib`."
     ) from error
 
-MAX_NUMBERS = 20  # classes up to which the cells of a table are labelled
+MAX_NUMBERS = 20  # classes up to which each cell of a table has its number
+PAIRS_SHOWN = 20  # of the most confused classes, where there are more than that
+BAR_LABEL = "taken for another class, per cent"
 
 
 def plot_pairs(
@@ -56,58 +58,46 @@ def plot_pairs(
     >>> figure = plot_pairs(images, labels, images, labels)
     """
     images, mixed = _images("images", images), _images("mixed", mixed)
-    mixed_labels = _array(mixed_labels)
-    if mixed_labels.ndim != 2 or not (
-        len(images) == len(mixed) == len(mixed_labels) == len(labels)
-        and images.shape == mixed.shape
-    ):
-        raise ValueError(
-            "`images` and `mixed` must have one shape, and `labels` and `mixed_labels` "
-            f"as many entries. Received: images.shape={images.shape}, mixed.shape="
-            f"{mixed.shape}, {len(labels)} labels, mixed_labels.shape="
-            f"{mixed_labels.shape}. Pass one batch before and after MixAvg."
-        )
+    labels, mixed_labels = _array(labels), _array(mixed_labels)
+    _check_pairs(images, labels, mixed, mixed_labels)
     num_classes = mixed_labels.shape[1]
     names = _names(class_names, num_classes)
-    labels = _array(labels)
     if labels.ndim == 1 or labels.shape[1] == 1:
         labels = keras.utils.to_categorical(labels, num_classes)
     columns = min(len(images), max_columns)
-    figure = Figure(figsize=(1.5 * columns + 1, 5.6), layout="constrained")
+    figure = Figure(figsize=(1.5 * columns + 1, 5.9), layout="constrained")
+    figure.suptitle("What does the network see of a batch?")
     axes = figure.subplots(3, columns, squeeze=False)
-    partners = _partners(images, mixed)
-    low, high = float(images.min()), float(images.max())
-    for column in range(columns):
-        partner = partners[column]
-        alone = partner == column
-        shown = (
-            (images[column], labels[column]),
-            (None if alone else images[partner], labels[partner]),
-            (mixed[column], mixed_labels[column]),
+    scale = float(images.min()), float(images.max())
+    for column, partner in enumerate(_partners(images, mixed)[:columns]):
+        kept = partner == column
+        _show(
+            axes[0, column], images[column], _label_text(labels[column], names), scale
         )
-        for row, (image, label) in enumerate(shown):
-            ax = axes[row, column]
-            ax.set(xticks=[], yticks=[])
-            if image is None:
-                ax.set_axis_off()
-                ax.text(0.5, 0.5, "kept", ha="center", va="center", color="0.4")
-                continue
-            gray = {"cmap": "gray", "vmin": low, "vmax": high}
-            scaled = (image - low) / (high - low or 1.0)
-            ax.imshow(*((image,) if image.ndim == 2 else (scaled,)), **gray)
-            ax.set_xlabel(_label_text(label, names), fontsize=9)
-    for row, title in enumerate(("image", "partner", "mixed")):
-        axes[row, 0].set_ylabel(title, fontsize=11)
-        if not axes[row, 0].axison:  # no label on an empty cell: put it beside
-            axes[row, 0].text(-0.12, 0.5, title, rotation=90, va="center", fontsize=11)
+        if kept:
+            axes[1, column].set_axis_off()
+            axes[1, column].text(0.5, 0.5, "none", ha="center", va="center")
+        else:
+            text = _label_text(labels[partner], names)
+            _show(axes[1, column], images[partner], text, scale)
+        text = _label_text(mixed_labels[column], names)
+        if not kept and "\n" not in text:
+            text = f"{text},\nboth of the pair"
+        _show(axes[2, column], mixed[column], text, scale)
+    for ax, title in zip(axes[:, 0], ("image", "partner", "seen"), strict=True):
+        ax.set_ylabel(title, fontsize=11)
+        if not ax.axison:  # no label on an empty cell: put it beside
+            ax.text(-0.12, 0.5, title, rotation=90, va="center", fontsize=11)
     return figure
 
 
 def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
-    """Show a soft-label table: a row for each class, its global soft label.
+    """Show a soft-label table: what the network takes each class for.
 
-    The diagonal and the rest have a colour scale each, since what a class shares with
-    others is small beside what it keeps.
+    The colour says how much of a class goes to another one, in per cent. The diagonal,
+    what a class keeps, is written where there is room for it and has no colour: it is
+    so much larger that nothing else would show. With many classes the most confused
+    pairs are named beside the table.
 
     Args:
         table: `(num_classes, num_classes)`, rows summing to one, as
@@ -131,34 +121,76 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
             f"{table.shape}. With several outputs, pass one entry of "
             "`GlobalSoftLabel.table`."
         )
-    num_classes = len(table)
-    names = _names(class_names, num_classes)
-    few = num_classes <= MAX_NUMBERS
-    size = max(4.5, 0.45 * num_classes) if few else 7.0
-    figure = Figure(figsize=(size + 3, size), layout="constrained")
-    ax = figure.subplots()
-    diagonal = np.eye(num_classes, dtype=bool)
-    for mask, colours, label in (
-        (diagonal, "Blues", "the class itself"),
-        (~diagonal, "Oranges", "other classes"),
-    ):
-        shown: Any = np.ma.masked_array(table, ~mask)
-        top = 1.0 if mask is diagonal else max(float(table[mask].max()), 1e-6)
-        image = ax.imshow(shown, cmap=colours, vmin=0, vmax=top)
-        figure.colorbar(image, ax=ax, label=label, shrink=0.8)
-    ax.set(xlabel="probability of", ylabel="global soft label of")
+    names = _names(class_names, len(table))
+    few = len(table) <= MAX_NUMBERS
+    size = max(4.5, 0.45 * len(table)) if few else 6.0
+    figure = Figure(figsize=(size + (1.5 if few else 6), size), layout="constrained")
+    figure.suptitle("Which classes does the network take for which?")
+    axes = figure.subplots(1, 1 if few else 2, squeeze=False)[0]
+    percent = 100.0 * table
+    diagonal = np.eye(len(table), dtype=bool)
+    shown: Any = np.ma.masked_array(percent, diagonal)
+    top = max(float(percent[~diagonal].max()), 1e-6)
+    image = axes[0].imshow(shown, cmap="Oranges", vmin=0, vmax=top)
+    axes[0].set(xlabel="taken for", ylabel="class", facecolor="0.92")
+    figure.colorbar(image, ax=axes[0], label=BAR_LABEL, shrink=0.8)
     if few:
-        ax.set_xticks(range(num_classes), names, rotation=90)
-        ax.set_yticks(range(num_classes), names)
-        for (row, column), value in np.ndenumerate(table):
-            dark = value > (0.6 if row == column else 0.6 * table[~diagonal].max())
-            text = f"{value:.2f}" if row == column else f"{100 * value:.1f}"
-            colour = "white" if dark and value > 0 else "0.25"
-            ax.text(
-                column, row, text, ha="center", va="center", fontsize=7, color=colour
-            )
-        ax.set_title("diagonal: probability; elsewhere: per cent", fontsize=9)
+        _write_numbers(axes[0], percent, names, top)
+    else:
+        _name_pairs(axes[1], percent, names)
     return figure
+
+
+def _write_numbers(ax: Any, percent: np.ndarray, names: list[str], top: float) -> None:
+    ax.set_xticks(range(len(names)), names, rotation=90)
+    ax.set_yticks(range(len(names)), names)
+    for (row, column), value in np.ndenumerate(percent):
+        own = row == column
+        text = f"{value:.0f}" if own else f"{value:.1f}"
+        colour = "white" if not own and value > 0.6 * top else "0.2"
+        weight = "bold" if own else "normal"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7,
+                color=colour, weight=weight)  # fmt: skip
+
+
+def _name_pairs(ax: Any, percent: np.ndarray, names: list[str]) -> None:
+    """The largest entries off the diagonal as bars, each with its two names."""
+    others = np.where(np.eye(len(percent), dtype=bool), -1.0, percent)
+    largest = np.argsort(-others, axis=None, kind="stable")[:PAIRS_SHOWN]
+    rows, columns = np.unravel_index(largest, percent.shape)
+    texts = [f"{names[r]} for {names[c]}" for r, c in zip(rows, columns, strict=True)]
+    ax.barh(range(len(texts)), others[rows, columns], color="tab:orange")
+    ax.set_yticks(range(len(texts)), texts, fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel=BAR_LABEL)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _show(ax: Any, image: np.ndarray, text: str, scale: tuple[float, float]) -> None:
+    low, high = scale
+    gray = {"cmap": "gray", "vmin": low, "vmax": high}
+    scaled = image if image.ndim == 2 else (image - low) / (high - low or 1.0)
+    ax.imshow(scaled, **gray)
+    ax.set(xticks=[], yticks=[])
+    ax.set_xlabel(text, fontsize=9)
+
+
+def _check_pairs(
+    images: np.ndarray,
+    labels: np.ndarray,
+    mixed: np.ndarray,
+    mixed_labels: np.ndarray,
+) -> None:
+    if mixed_labels.ndim != 2 or not (
+        len(images) == len(mixed) == len(mixed_labels) == len(labels)
+        and images.shape == mixed.shape
+    ):
+        raise ValueError(
+            "`images` and `mixed` must have one shape, and `labels` and `mixed_labels` "
+            f"as many entries. Received: images.shape={images.shape}, mixed.shape="
+            f"{mixed.shape}, {len(labels)} labels, mixed_labels.shape="
+            f"{mixed_labels.shape}. Pass one batch before and after MixAvg."
+        )
 
 
 def _array(values: Any) -> np.ndarray:
@@ -199,4 +231,4 @@ def _label_text(label: np.ndarray, names: list[str]) -> str:
     top = [k for k in np.argsort(-label, kind="stable")[:2] if label[k] > 0]
     if len(top) == 1:
         return names[top[0]]
-    return "\n".join(f"{label[k]:.2g} {names[k]}" for k in top)
+    return "\n".join(f"{100 * label[k]:.0f} % {names[k]}" for k in top)

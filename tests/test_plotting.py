@@ -25,7 +25,7 @@ def test_pairs_show_each_image_its_partner_and_their_average(rng, channels):
     images, labels, mixed, mixed_labels = pairs(rng, channels)
     figure = plotting.plot_pairs(images, labels, mixed, mixed_labels, ["a", "b", "c"])
     texts = [ax.get_xlabel() for ax in figure.axes]
-    assert texts == ["a", "b", "c", "b", "a", "", *["0.5 a\n0.5 b"] * 2, "c"]
+    assert texts == ["a", "b", "c", "b", "a", "", *["50 % a\n50 % b"] * 2, "c"]
     shown = [ax.images[0].get_array() if ax.images else None for ax in figure.axes]
     assert [image is None for image in shown] == [i == 5 for i in range(9)]
     scaled = np.squeeze(images)
@@ -41,19 +41,44 @@ def test_pairs_take_class_numbers_and_show_at_most_the_columns_asked_for(rng):
         images, np.arange(3), mixed, mixed_labels, max_columns=2
     )
     texts = [ax.get_xlabel() for ax in figure.axes]
-    assert texts == ["0", "1", "1", "0", "0.5 0\n0.5 1", "0.5 0\n0.5 1"]
+    assert texts == ["0", "1", "1", "0", "50 % 0\n50 % 1", "50 % 0\n50 % 1"]
 
 
-@pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_a_table_is_shown_with_its_names(rng, num_classes):
+def test_a_pair_of_one_class_does_not_look_like_an_image_that_was_kept(rng):
+    images, labels = rng.uniform(size=(3, 4, 4)), np.eye(3)[[0, 0, 1]]
+    mixed, mixed_labels = (reference.averaged(x, PARTNERS) for x in (images, labels))
+    figure = plotting.plot_pairs(images, labels, mixed, mixed_labels, ["a", "b", "c"])
+    texts = [ax.get_xlabel() for ax in figure.axes[6:]]
+    assert texts == [*["a,\nboth of the pair"] * 2, "b"]
+
+
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_a_table_is_shown_with_its_names_and_in_per_cent(rng, num_classes):
     table = rng.dirichlet(np.ones(num_classes), size=num_classes)
     names = [f"class {k}" for k in range(num_classes)]
     figure = plotting.plot_table(table, names)
-    ax = figure.axes[0]
-    diagonal, rest = (image.get_array() for image in ax.images)
-    np.testing.assert_allclose(diagonal.filled(0) + rest.filled(0), table)
-    if num_classes <= plotting.MAX_NUMBERS:
-        assert [label.get_text() for label in ax.get_yticklabels()] == names
+    ax, bar = figure.axes  # one colour scale
+    shown = ax.images[0].get_array()
+    assert shown.mask.tolist() == np.eye(num_classes, dtype=bool).tolist()
+    np.testing.assert_allclose(shown.filled(0), 100 * table * (1 - np.eye(num_classes)))
+    assert [label.get_text() for label in ax.get_yticklabels()] == names
+    numbers = [float(text.get_text()) for text in ax.texts]
+    np.testing.assert_allclose(numbers, 100 * table.ravel(), atol=0.5)
+    assert figure.get_suptitle().endswith("?")
+    figure.canvas.draw()
+
+
+def test_of_many_classes_the_most_confused_pairs_are_named(rng):
+    table = 0.9 * np.eye(100) + 0.1 / 100
+    table[3, 7] = 0.3
+    table[70, 20] = 0.2
+    figure = plotting.plot_table(table, [f"class {k}" for k in range(100)])
+    ax = figure.axes[1]
+    texts = [label.get_text() for label in ax.get_yticklabels()]
+    assert texts[:2] == ["class 3 for class 7", "class 70 for class 20"]
+    assert len(texts) == plotting.PAIRS_SHOWN
+    widths = [bar.get_width() for bar in ax.patches]
+    np.testing.assert_allclose(widths[:3], [30, 20, 0.1])
     figure.canvas.draw()
 
 
