@@ -80,6 +80,14 @@ def write(path, result):
     unfinished.rename(path)
 
 
+def commit():
+    """The commit that is checked out, `+` if files differ from it; "" if none is."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    command += ["--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 # --- One run, in a process of its own ------------------------------------------------
 
 
@@ -105,7 +113,8 @@ def train(run, data_dir, out):
     }
     for place in ("out", "data_dir"):
         del result["settings"][place]
-    result = {**vars(run), **result, "history": history, "table": table}
+    result = {**vars(run), **result, "commit": commit()}
+    result |= {"history": history, "table": table}
     write(out, result)
     shutil.rmtree(Path("runs") / f"accuracy-{os.getpid()}")
 

@@ -49,7 +49,7 @@ METHODS = {
     "mixavg_local": "averaged pairs with local soft labels",
     "mixavg": "averaged pairs with local and global soft labels",
 }
-IMAGE_SIZE = 32
+OLS = {"global_weight": 0.5, "prior_count": 0.0, "fade_out": 0.0}  # as published
 
 
 # --- Arguments -----------------------------------------------------------------------
@@ -77,7 +77,11 @@ def parse_arguments(argv=None):
     add("--weight-decay", type=float, default=5e-4, help="L2, on kernels only")
     add("--rate", type=float, default=0.5, help="of mixavg: share averaged")
     add("--global-weight", type=float,
-        help="of the global soft label (default: 0.1; 0.5 for ols)")
+        help="of the global soft label (default: the package's; 0.5 for ols); given "
+        "with another method, that method gets global soft labels too")
+    add("--fade-out", type=float, metavar="SHARE",
+        help="of the epochs, at the end, over which that weight falls to 0 (default: "
+        "the package's; 0 for ols)")
     add("--collect", choices=["correct", "all"], default="correct",
         help="the samples that the global soft labels are made from")
     add("--prior-count", type=float,
@@ -103,6 +107,8 @@ def parse_arguments(argv=None):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if args.method == "label_smoothing" and args.global_weight is not None:
+        parser.error("--global-weight is not for label_smoothing")
     if args.batch_size % args.devices:
         parser.error("--batch-size must be a multiple of --devices")
     if args.smoke:
@@ -167,20 +173,30 @@ def few_of_each_class(images, labels, count, seed):
 
 
 def training_batches(images, labels, args):
-    """Shuffled, cropped, flipped and batched; still uint8, and class numbers."""
-    crop = keras.layers.RandomCrop(
-        IMAGE_SIZE, IMAGE_SIZE, seed=args.seed, dtype="uint8"
-    )
-    flip = keras.layers.RandomFlip("horizontal", seed=args.seed, dtype="uint8")
-
-    def augment(image, label):
-        image = tf.pad(image, [[4, 4], [4, 4], [0, 0]], "REFLECT")
-        return flip(crop(image)), label
-
-    data = tf.data.Dataset.from_tensor_slices((images, labels)).cache()
+    """Shuffled, batched, cropped and flipped; still uint8, and class numbers."""
+    data = tf.data.Dataset.from_tensor_slices((images, labels))
     data = data.shuffle(len(labels), seed=args.seed)
-    data = data.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
-    return data.batch(args.batch_size, drop_remainder=True)
+    data = data.batch(args.batch_size, drop_remainder=True)
+    seeds = tf.data.Dataset.random(args.seed, rerandomize_each_iteration=True)
+    return tf.data.Dataset.zip(data, seeds).map(
+        lambda batch, seed: (crop_and_flip(batch[0], seed), batch[1]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+
+def crop_and_flip(images, seed, padding=4):
+    """Each image of a batch by chance: shifted by up to `padding`, and flipped."""
+    size, side = tf.shape(images)[0], images.shape[1]
+    uniform = tf.random.stateless_uniform
+    offsets = uniform((2, size, 1), (seed, 0), 0, 2 * padding + 1, "int32")
+    flipped = uniform((size, 1), (seed, 1)) < 0.5
+    pixels = tf.range(side)
+    rows = offsets[0] + pixels
+    columns = offsets[1] + tf.where(flipped, pixels[::-1], pixels)
+    edges = [padding, padding]
+    images = tf.pad(images, [[0, 0], edges, edges, [0, 0]], "REFLECT")
+    images = tf.gather(images, rows, axis=1, batch_dims=1)
+    return tf.gather(images, columns, axis=2, batch_dims=1)
 
 
 # --- The method: the one place where runs differ -------------------------------------
@@ -234,13 +250,13 @@ def loss_and_callbacks(args):
         return keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=0.1
         ), []
-    if args.method not in ("ols", "mixavg"):
+    given = {k: getattr(args, k) for k in OLS if getattr(args, k) is not None}
+    if args.method not in ("ols", "mixavg") and "global_weight" not in given:
         return SoftLabelCrossentropy(from_logits=True), []
-    weight, prior = (0.5, 0.0) if args.method == "ols" else (0.1, 1.0)
-    weight = weight if args.global_weight is None else args.global_weight
-    prior = prior if args.prior_count is None else args.prior_count
-    loss = SoftLabelCrossentropy(global_weight=weight, from_logits=True)
-    return loss, [GlobalSoftLabel(prior, args.collect, fade_out=0.0)]
+    settings = {**(OLS if args.method == "ols" else {}), **given}
+    weight = {k: settings.pop(k) for k in ["global_weight"] if k in settings}
+    loss = SoftLabelCrossentropy(**weight, from_logits=True)
+    return loss, [GlobalSoftLabel(**settings, collect=args.collect)]
 
 
 # --- Training ------------------------------------------------------------------------
