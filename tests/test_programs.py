@@ -261,6 +261,25 @@ def test_the_networks_have_the_sizes_that_they_are_known_for():
     assert not any("Pooling2D" in type(m).__name__ for m in model.layers[:-3])
 
 
+def multiply_adds(model):
+    """Of one image: each kernel entry once for each position of its output."""
+    layers = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    return sum(
+        int(np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1]))
+        for layer in layers
+    )
+
+
+def test_the_fast_network_has_its_size_at_three_widths():
+    model = networks.fast((32, 32, 3), 100)
+    assert round(count(model) / 1e6, 2) == 1.19
+    assert round(multiply_adds(model) / 1e6, 1) == 21.5
+    assert model.output_shape == (None, 100)
+    sizes = [networks.NETWORKS[n]((32, 32, 3), 100) for n in ("fast_16", "fast_64")]
+    small, large = map(multiply_adds, sizes)
+    assert small < multiply_adds(model) / 3.8 and large > 3.8 * multiply_adds(model)
+
+
 def test_the_decay_is_on_kernels_only():
     model = networks.tiny((32, 32, 3), 10, weight_decay=0.5)
     kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
@@ -305,6 +324,56 @@ def test_the_bins_of_the_figures_give_the_calibration_error(rng):
     assert count.sum() == 200 and (count > 0).all()
     assert np.sum(count * abs(p - right)) / 200 == pytest.approx(figures["ece"])
     assert np.sum(count * right) / 200 == pytest.approx(figures["accuracy"])
+
+
+def test_one_temperature_mends_modesty_and_nothing_else(rng):
+    """Logits that are right but for a factor, against ones that are noise."""
+    logits = 2 * rng.normal(size=(4000, 5))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(5, p=row) for row in p])
+    right = report.figures_of(logits, labels)
+    modest = report.figures_of(logits / 4, labels)
+    assert modest["nll"] > right["nll"] + 0.2 and modest["ece"] > right["ece"] + 0.1
+    assert modest["scaled_nll"] == pytest.approx(right["scaled_nll"], abs=1e-4)
+    assert modest["scaled_ece"] < 0.03
+    np.testing.assert_allclose(modest["temperatures"], 0.25, rtol=0.1)
+    assert modest["accuracy"] == right["accuracy"]
+    wrong = report.figures_of(rng.normal(size=(4000, 5)), labels)
+    assert wrong["scaled_nll"] > np.log(5) - 0.02
+
+
+def test_a_temperature_is_fitted_on_the_half_that_it_does_not_scale(rng):
+    """Even samples that are four times too sure, odd ones that are as they should."""
+    logits = 2 * rng.normal(size=(8000, 3))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(3, p=row) for row in p])
+    logits[0::2] *= 4
+    scaled, (even, odd) = report.temperature_scaled(logits, labels)
+    assert even == pytest.approx(1, rel=0.1) and odd == pytest.approx(4, rel=0.1)
+    np.testing.assert_allclose(scaled[0::2], logits[0::2] / even)
+    np.testing.assert_allclose(scaled[1::2], logits[1::2] / odd)
+
+
+def test_each_image_of_a_batch_is_cropped_and_flipped_by_itself():
+    """Against NumPy: each is one of the 162 windows of its padded image."""
+    images = np.arange(40 * 6 * 6 * 1).reshape(40, 6, 6, 1)
+    out = cifar.crop_and_flip(tf.constant(images), seed=3, padding=4).numpy()
+    found = []
+    for image, cropped in zip(images, out, strict=True):
+        padded = np.pad(image, [(4, 4), (4, 4), (0, 0)], "reflect")
+        windows = {
+            (row, column, step): padded[row : row + 6, column : column + 6][:, ::step]
+            for row in range(9)
+            for column in range(9)
+            for step in (1, -1)
+        }
+        match = [k for k, window in windows.items() if np.array_equal(window, cropped)]
+        assert match
+        found.append(match[0])
+    assert len(set(found)) > 25 and {step for *_, step in found} == {1, -1}
+    again = cifar.crop_and_flip(tf.constant(images), seed=3, padding=4).numpy()
+    other = cifar.crop_and_flip(tf.constant(images), seed=4, padding=4).numpy()
+    assert np.array_equal(out, again) and not np.array_equal(out, other)
 
 
 # --- Tiny-ImageNet -------------------------------------------------------------------
