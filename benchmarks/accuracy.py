@@ -6,8 +6,8 @@
 
 A grid is a TOML file: `seeds`; `[common]` options of all runs; `[settings.NAME]` and
 `[methods.NAME]` with the options of each. Each run is `examples/cifar.py` with the
-three sets of options, later ones winning, and with the experiments of variants.py
-beside this file. Runs share the cores, `--jobs` at a time; seed follows seed.
+three sets of options, later ones winning, and with the methods of ablations.py beside
+this file too. Runs share the cores, `--jobs` at a time; seed follows seed.
 
 A finished run is a JSON file, in `benchmarks/results/accuracy/GRID/SETTING/`, and is
 never repeated; one that was stopped starts anew, as its figures would depend on when.
@@ -91,6 +91,15 @@ def commit():
 # --- One run, in a process of its own ------------------------------------------------
 
 
+def flags(options):
+    """Options as the program's command line has them."""
+    result = []
+    for name, value in options.items():
+        if value is not False:
+            result += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return result
+
+
 def train(run, data_dir, out):
     """Train with the example program, and write what came of it to `out`."""
     sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
@@ -103,14 +112,22 @@ def train(run, data_dir, out):
         options["data-dir"] = data_dir
     if "backend" in options:
         os.environ["KERAS_BACKEND"] = options["backend"]
-    from benchmarks import variants  # with the example program, which imports Keras
+    import cifar  # which imports Keras
+    import numpy as np
+    from training import fit, record
+    from training.methods import METHODS
 
-    result, table = variants.train(options)
+    from benchmarks.ablations import ABLATIONS
+
+    args = cifar.parse_arguments(flags(options), METHODS | ABLATIONS)
+    result = fit.main(args, cifar.load)
     history = {
         name: [None if value != value else value for value in values]  # no nan in JSON
-        for name, values in variants.cifar.report.read_history(folder).items()
+        for name, values in record.read_history(folder).items()
         if any(value == value for value in values)
     }
+    table = folder / "soft_labels.npy"
+    table = np.load(table).astype(float).round(5).tolist() if table.exists() else None
     for place in ("out", "data_dir"):
         del result["settings"][place]
     result = {**vars(run), **result, "commit": commit()}

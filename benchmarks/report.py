@@ -11,6 +11,7 @@ command made its figures.
 import argparse
 import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,12 +20,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy import stats
 
 from benchmarks.accuracy import RESULTS as ACCURACY
 from benchmarks.accuracy import read_grid
 
 BENCHMARKS = Path(__file__).resolve().parent
+sys.path.insert(0, str(BENCHMARKS.parent / "examples"))
+from training import compare  # noqa: E402
+
 RESULTS = BENCHMARKS / "results"
 PLOTS = RESULTS / "plots"
 READMES = [BENCHMARKS / "README.md", BENCHMARKS.parent / "README.md"]
@@ -34,35 +37,13 @@ BLOCK = re.compile(r"(<!-- ([\w: ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # --- Statistics ----------------------------------------------------------------------
 
 
-def mean_and_spread(values, digits):
-    """`mean ± standard deviation`; the mean alone of one value."""
-    text = f"{np.mean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
-
-
-def interval(differences):
-    """Mean, and the half width of its 95 % interval, of paired differences.
-
-    Student's t with n - 1 degrees of freedom: right for differences of runs with the
-    same seeds if these are about normal. Infinite below three pairs.
-    """
-    n = len(differences)
-    if n < 3:
-        return float(np.mean(differences)), float("inf")
-    error = np.std(differences, ddof=1) / np.sqrt(n)
-    return float(np.mean(differences)), float(stats.t.ppf(0.975, n - 1) * error)
-
-
 def difference(runs, baseline, read, digits):
-    """`mean [low, high]` over the seeds that both have, bold if zero lies outside."""
-    seeds = sorted(set(runs) & set(baseline))
-    if not seeds:
-        return "-"
-    mean, half = interval([read(runs[s]) - read(baseline[s]) for s in seeds])
-    if half == float("inf"):
-        return f"{mean:+.{digits}f}"
-    text = f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
-    return f"**{text}**" if abs(mean) > half else text
+    """`mean [low, high]` of what `read` finds in runs of the same seeds."""
+    return compare.difference(
+        {seed: read(run) for seed, run in runs.items()},
+        {seed: read(run) for seed, run in baseline.items()},
+        digits,
+    )
 
 
 # --- Text ----------------------------------------------------------------------------
@@ -347,8 +328,6 @@ def accuracy_grid(name, draw):
         f"{runs[0]['test_images']:,} test images.\n"
     )
     plots = {"accuracy": draw_accuracy}
-    if name == "growth":
-        plots["images"] = draw_against("settings", "train_examples", "training images")
     if name == "methods":
         plots |= {
             "capacity": draw_against("parameters", None, "trainable parameters"),
@@ -376,7 +355,7 @@ def setting_table(methods, baselines):
         cells = [method, len(runs)]
         for figure, (_, _, digits) in FIGURES.items():
             values = [reader(figure)(run) for run in runs.values()]
-            cells.append(mean_and_spread(values, digits))
+            cells.append(compare.mean_and_spread(values, digits))
         erm = methods.get("erm")
         cells.append(f"{fastest_epoch(runs) / fastest_epoch(erm):.2f}" if erm else "-")
         for baseline in baselines:

@@ -162,7 +162,7 @@ def take_turns(make_model, data, steps, repeats):
 
 def measure_steps(repeats):
     sys.path.insert(0, str(BENCHMARKS.parent / "examples"))
-    from networks import NETWORKS
+    from training.networks import NETWORKS
 
     for case, (network, side, classes, steps) in CASES.items():
         shape = (side, side, 3)

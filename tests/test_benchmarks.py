@@ -1,6 +1,5 @@
-"""The instrument of the study: grids, experiments, statistics, and the report."""
+"""The instrument of the study: grids, ablations, and the report."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,32 +19,14 @@ for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
 
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
 import cifar  # noqa: E402
-from scipy import stats  # noqa: E402
+from training import data  # noqa: E402
+from training.methods import METHODS  # noqa: E402
 
-from benchmarks import accuracy, report, variants  # noqa: E402
-from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy  # noqa: E402
+from benchmarks import accuracy, report  # noqa: E402
+from benchmarks.ablations import ABLATIONS  # noqa: E402
 
 # Of TFDS and protobuf.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def restored(monkeypatch):
-    """Put back what experiments change."""
-    for owner, names in (
-        (cifar, ["training_batches", "mix", "loss_and_callbacks", "NETWORKS"]),
-        (cifar.report, ["callbacks"]),
-        (variants.equations, ["updated_table"]),
-        (variants.soft_label_table.SoftLabelTable, ["targets"]),
-    ):
-        for name in names:
-            monkeypatch.setattr(owner, name, getattr(owner, name))
-
-
-def arguments(**changes):
-    return argparse.Namespace(
-        **{"seed": 0, "batch_size": 4, "rate": 0.5, "epochs": 10, **changes}
-    )
 
 
 # --- Grids ---------------------------------------------------------------------------
@@ -74,10 +55,8 @@ def test_every_run_of_every_grid_is_one_that_the_program_takes(path, tmp_path):
     assert len({run.name for run in runs}) == len(runs) == cells * len(grid["seeds"])
     assert set(grid["baselines"]) <= set(grid["methods"])
     for run in runs:
-        flags, experiments = variants.split({**run.options, "out": tmp_path / "new"})
-        args = cifar.parse_arguments(flags)  # exits if it does not know one
-        variants.check(experiments, args.method)
-        assert set(experiments) <= set(variants.EXPERIMENTS)
+        flags = accuracy.flags({**run.options, "out": tmp_path / "new"})
+        cifar.parse_arguments(flags, METHODS | ABLATIONS)  # exits if it is unknown
 
 
 def test_a_grid_is_read_seed_by_seed_and_later_options_win(tmp_path):
@@ -128,7 +107,7 @@ def test_runs_are_recorded_and_never_repeated(tmp_path):
     assert "2 to go, about" in result.stdout
     assert json.loads(done.read_text())["finished"] == "before"
     record = json.loads((tmp_path / "out/noise/other name-3.json").read_text())
-    assert record["experiments"] == {"label-noise": 0.25}
+    assert record["settings"]["label_noise"] == 0.25
     assert record["settings"]["method"] == "mixavg" and record["seed"] == 3
     assert len(record["history"]["loss"]) == 2
     np.testing.assert_allclose(np.sum(record["table"], axis=1), 1, atol=1e-4)
@@ -161,16 +140,6 @@ def test_a_run_trains_on_the_backend_that_its_grid_names(tmp_path):
     assert record["backend"] == record["settings"]["backend"] == "jax"
 
 
-def test_an_experiment_that_would_change_nothing_is_refused():
-    for name, method in (
-        ("weight-schedule", "mixavg_local"),
-        ("pairs-off-for-last", "ols"),
-        ("midpoint-head", "erm"),
-    ):
-        with pytest.raises(SystemExit, match=f"{name} changes nothing for {method}"):
-            variants.check({"label-noise": 0.2, name: 1}, method)
-
-
 def test_a_run_of_another_grid_with_the_same_options_is_taken_over(
     tmp_path, monkeypatch
 ):
@@ -186,155 +155,111 @@ def test_a_run_of_another_grid_with_the_same_options_is_taken_over(
     assert not (tmp_path / "new/c/d-2.json").exists()
 
 
-# --- Experiments ---------------------------------------------------------------------
+# --- Ablations -----------------------------------------------------------------------
+
+LABELS = np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]], "float32")
 
 
-def training_labels(labels, args):
-    """What is left of the labels, by number of the image, when batches are made."""
-    images = np.zeros((len(labels), 32, 32, 3), "uint8")
-    images[:, :, :, 0] = np.arange(len(labels))[:, None, None] % 256
-    images[:, :, :, 1] = np.arange(len(labels))[:, None, None] // 256
-    found = {}
-    for x, y in cifar.training_batches(images, labels, args):
-        numbers = x[:, 0, 0, 0].numpy() + 256 * x[:, 0, 0, 1].numpy().astype(int)
-        found |= dict(zip(numbers.tolist(), y.numpy().tolist(), strict=True))
-    return found
+def method(name, *flags, classes=3):
+    flags = ["--smoke", "--out", "not/there", "--method", name, *flags]
+    return ABLATIONS[name](cifar.parse_arguments(flags, METHODS | ABLATIONS), classes)
 
 
-def test_label_noise_changes_exactly_that_share_to_any_other_class():
-    args = arguments()
-    variants.label_noise(0.4, args)
-    labels = np.arange(1000) % 10
-    found = training_labels(labels, args)
-    wrong = [(labels[i], y) for i, y in found.items() if labels[i] != y]
-    assert len(found) == 1000 and len(wrong) == 400
-    steps = np.bincount([(y - true) % 10 for true, y in wrong], minlength=10)
-    assert stats.chisquare(steps[1:]).pvalue > 1e-3
-    assert found == training_labels(labels, args)
-
-
-def test_imbalance_thins_classes_geometrically():
-    args = arguments(batch_size=1)
-    variants.imbalance(10, args)
-    labels = np.arange(1000) % 10
-    found = training_labels(labels, args)
-    counts = np.bincount(list(found.values()))
-    np.testing.assert_allclose(counts, 100 * 10 ** (-np.arange(10) / 9), atol=0.5)
-    assert all(labels[i] == y for i, y in found.items())
-
-
-def test_pairs_go_off_for_the_last_epochs():
-    args = arguments(rate=1.0, method="mixavg")
-    variants.pairs_off_for_last(0.2, args)
-    labels = np.arange(8)
-    batches = tf.data.Dataset.from_tensor_slices((np.ones((8, 2)), labels)).batch(4)
-    batches = cifar.mix(batches, args, 8)
-    switch = cifar.report.callbacks(Path("nowhere"), False)[0]
-    for epoch in range(args.epochs):
-        largest = {y.numpy().max() for _, y in batches}
-        assert largest == ({0.5} if epoch < 8 else {1.0}), epoch
-        switch.on_epoch_end(epoch)
-
-
-@pytest.mark.parametrize(
-    "kind, expected", [("late", [0, 0, 0, 0, 0.25, 0.25]), ("linear", [0, 0.05, 0.1])]
-)
-def test_weights_follow_their_schedule(kind, expected):
-    args = arguments(
-        method="mixavg", global_weight=None, prior_count=None, collect="all"
+def fitted(method, rng, epochs=2, steps=1):
+    """A linear model after `fit` without learning: its logits stay as they are."""
+    x = rng.normal(size=(4, 5)).astype("float32")
+    network = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    model = method.model(network)
+    model.compile(keras.optimizers.SGD(0.0), method.loss())
+    data = tf.data.Dataset.from_tensors((x, LABELS)).repeat(steps)
+    callbacks = method.callbacks()
+    history = model.fit(
+        data, epochs=epochs, callbacks=callbacks, verbose=0, shuffle=False
     )
-    variants.weight_schedule(kind, args)
-    loss, _ = cifar.loss_and_callbacks(args)
-    weights = [loss.weight_at(epoch) for epoch in range(len(expected))]
-    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    logits = np.asarray(network.predict(x, verbose=0), "float64")
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    table = callbacks[0].table if callbacks else None
+    return history.history["loss"], log_p, table
+
+
+SOFT = ["--global-weight", "1", "--fade-out", "0", "--collect", "all"]
+
+
+def test_pairs_go_off_for_the_last_fifth_of_the_epochs():
+    pairs = method("pairs_off_at_the_end", "--rate", "1", classes=8)
+    pairs.args.epochs = 10
+    epoch = data.Epoch()
+    batches = tf.data.Dataset.from_tensor_slices((np.ones((8, 2)), np.arange(8)))
+    batches = pairs.mix(batches.batch(4), epoch.number)
+    for number in range(10):
+        epoch.on_epoch_begin(number)
+        largest = {y.max() for _, y in batches.as_numpy_iterator()}
+        assert largest == ({0.5} if number < 8 else {1.0}), number
 
 
 def test_rows_by_division_are_the_mean_prediction_of_each_class(rng):
-    variants.rows_by_division(True, arguments())
-    labels = np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]])
-    p = rng.dirichlet(np.ones(3), size=4)
-    n, m = labels.T @ p, labels.T @ labels
-    result = variants.equations.updated_table(np.eye(3), n, m, prior_count=0.0)
+    flags = [*SOFT, "--prior-count", "0"]
+    losses, log_p, table = fitted(method("rows_by_division", *flags), rng)
     for number in range(3):
-        expected = np.average(p, axis=0, weights=labels[:, number])
-        np.testing.assert_allclose(result[number], expected, atol=1e-5)
-
-
-def fitted(loss, rng):
-    """The loss that a model has in its second epoch, with a weight of one."""
-    keras.utils.set_random_seed(0)
-    x = rng.normal(size=(4, 5)).astype("float32")
-    y = np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]], "float32")
-    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
-    model.compile(keras.optimizers.SGD(0.0), loss)
-    callback = GlobalSoftLabel(collect="all")
-    history = model.fit(
-        x, y, batch_size=4, epochs=2, callbacks=[callback], verbose=0, shuffle=False
-    )
-    logits = np.asarray(model.predict(x, verbose=0), "float64")
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return history.history["loss"][1], y, log_p
-
-
-def test_soft_labels_of_pairs_only_leave_the_others_plain(rng):
-    variants.soft_labels_of_pairs_only(True, arguments())
-    loss = SoftLabelCrossentropy(global_weight=1.0, from_logits=True)
-    value, y, log_p = fitted(loss, rng)
-    p = np.exp(log_p)
-    table = reference.updated_table(np.eye(3), y.T @ p, y.T @ y, 1.0)
-    targets = np.where(y.max(axis=1, keepdims=True) < 1, y @ table, y)
-    assert value == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-5)
-
-
-def test_the_midpoint_head_takes_part_for_pairs_and_learns(rng):
-    args = arguments(network="one layer")
-    inputs = keras.Input((5,))
-    network = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.ReLU()(inputs)))
-    cifar.NETWORKS = {"one layer": lambda shape, classes, decay: network}
-    variants.midpoint_head(0.25, args)
-    model = cifar.NETWORKS["one layer"]((5,), 3, 0.0)
-    model.compile(
-        keras.optimizers.SGD(0.1),
-        keras.losses.CategoricalCrossentropy(from_logits=True),
-    )
-    x = rng.normal(size=(2, 5)).astype("float32")
-    y = np.array([[0.5, 0.5, 0], [1, 0, 0]], "float32")
-    logits = np.asarray(model(x), "float64")
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    head = model.get_layer("midpoint_head")
-    before = [np.array(weight) for weight in head.weights]
-    smooth = np.asarray(head(np.maximum(x, 0)))
-    targets = y.copy()
-    targets[0] = 0.75 * y[0] + 0.25 * smooth[0]
+        expected = np.average(np.exp(log_p), axis=0, weights=LABELS[:, number])
+        np.testing.assert_allclose(table[number], expected, atol=1e-4)
+    targets = LABELS @ table
     expected = -(targets * log_p).sum(axis=1).mean()
-    assert float(model.train_on_batch(x, y)) == pytest.approx(expected, rel=1e-5)
-    assert np.abs(np.array(head.weights[0]) - before[0]).max() > 1e-5
-    assert float(model.test_on_batch(x[1:], y[1:])) > 0
+    assert losses[1] == pytest.approx(expected, rel=1e-4)
 
 
-# --- Statistics and the report -------------------------------------------------------
+def test_a_fixed_mass_goes_to_the_other_classes_as_the_table_says(rng):
+    flags = [*SOFT, "--global-weight", "0.25", "--prior-count", "0"]
+    losses, log_p, table = fitted(method("fixed_mass", *flags), rng)
+    others = table * (1 - np.eye(3))
+    others /= others.sum(axis=1, keepdims=True)
+    targets = 0.75 * LABELS + 0.25 * LABELS @ others
+    assert losses[0] == pytest.approx(-(LABELS * log_p).sum(axis=1).mean(), rel=1e-5)
+    assert losses[1] == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-5)
 
 
-def test_the_interval_is_that_of_a_paired_t_test(rng):
-    a, b = rng.normal(size=(2, 5))
-    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
-    mean, half = report.interval(a - b)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert report.interval([1.0]) == (1.0, float("inf"))
+def test_the_table_changes_within_an_epoch(rng):
+    """Two changes an epoch, each after 13 equal steps, and none at its end."""
+    _, log_p, table = fitted(method("every_13_steps", *SOFT), rng, epochs=1, steps=26)
+    p, expected = np.exp(log_p), np.eye(3)
+    for _ in range(2):
+        cross, gram = 13 * LABELS.T @ p, 13 * LABELS.T @ LABELS
+        expected = reference.updated_table(expected, cross, gram, 1.0)
+    np.testing.assert_allclose(table, expected, atol=1e-5)
 
 
-def test_differences_are_of_the_seeds_that_both_have_and_bold_beyond_zero():
-    def runs(**values):
-        return {int(seed[1:]): value for seed, value in values.items()}
+def test_the_teacher_is_the_moving_average_of_the_network(rng):
+    teacher = method("moving_average_teacher", "--global-weight", "0.25")
+    inputs = keras.Input((5,))
+    hidden = keras.layers.BatchNormalization()(inputs)
+    network = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    model = teacher.model(network)
+    model.compile(keras.optimizers.SGD(0.5), teacher.loss())
+    x = rng.normal(size=(4, 5)).astype("float32")
+    trained = [w.trainable for w in network.weights]  # the others change in the call
+    means = network.get_weights()
+    for _ in range(3):
+        before = network.get_weights()
+        loss = model.train_on_batch(x, LABELS)
+        seen = [
+            was if learns else now
+            for was, now, learns in zip(
+                before, network.get_weights(), trained, strict=True
+            )
+        ]
+        means = [0.99 * m + 0.01 * w for m, w in zip(means, seen, strict=True)]
+    for mean, found in zip(means, model.average.get_weights(), strict=True):
+        np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-7)
+    network.set_weights(before)
+    log_p = keras.ops.log_softmax(network(x, training=True))
+    predicted = keras.ops.softmax(model.average(x, training=False))
+    targets = 0.75 * LABELS + 0.25 * np.array(predicted)
+    expected = -(targets * np.array(log_p)).sum(axis=1).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(model.test_on_batch(x, LABELS)) > 0
 
-    def text(runs, baseline):
-        return report.difference(runs, baseline, lambda value: value, 1)
 
-    base = runs(s0=1.0, s1=2.0, s2=3.0)
-    assert text(runs(s0=2.0, s1=3.1, s2=3.9, s7=99.0), base).startswith("**+1.0 [")
-    assert text(runs(s0=0.0, s1=3.0, s2=3.1), base).startswith("+0.0 [-")
-    assert text(runs(s2=4.0), base) == "+1.0"
-    assert text(runs(s7=4.0), base) == "-"
+# --- The report ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", report.READMES, ids=lambda path: path.parent.name)

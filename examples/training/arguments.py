@@ -1,0 +1,128 @@
+"""The flags of a training program."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from training.methods import METHODS
+from training.networks import NETWORKS
+
+AT_LEAST_ONE = ("epochs", "batch_size", "train_examples", "devices", "validate_every")
+SMOKE = {
+    "epochs": 2,
+    "warmup_epochs": 1,
+    "network": "tiny",
+    "train_examples": 200,
+    "batch_size": 40,
+}
+
+
+def parser(description, methods=METHODS):
+    """A parser with the flags that every program has."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.set_defaults(methods=methods)
+    _add_method(result, methods)
+    _add_training(result)
+    _add_run(result)
+    return result
+
+
+def _add_method(parser, methods):
+    add = parser.add_argument_group("the method").add_argument
+    about = "; ".join(f"{name}: {method.__doc__}" for name, method in methods.items())
+    # fmt: off
+    add("--method", choices=list(methods), default="mixavg", metavar="METHOD",
+        help=f"{about} (default: mixavg)")
+    add("--rate", type=float, default=0.5, help="of mixavg: share averaged")
+    add("--global-weight", type=float,
+        help="of the global soft label (default: the package's; 0.5 for ols); given "
+        "with another method, that method gets global soft labels too")
+    add("--fade-out", type=float, metavar="SHARE",
+        help="of the epochs, at the end, over which that weight falls to 0 (default: "
+        "the package's; 0 for ols)")
+    add("--collect", choices=["correct", "all"], default="correct",
+        help="the samples that the global soft labels are made from")
+    add("--prior-count", type=float,
+        help="examples that the old table counts for (default: 1; 0 for ols)")
+    # fmt: on
+
+
+def _add_training(parser):
+    add = parser.add_argument_group("data and training").add_argument
+    # fmt: off
+    add("--train-examples", type=int, metavar="N",
+        help="train on N images, as many of each class (default: all)")
+    add("--label-noise", type=float, default=0.0, metavar="SHARE",
+        help="give so many of the training images a wrong label")
+    add("--imbalance", type=float, default=1.0, metavar="RATIO",
+        help="keep all images of class 0, 1 in RATIO of the last, fewer and fewer "
+        "between")
+    add("--network", choices=list(NETWORKS), default="preact_resnet18")
+    add("--epochs", type=int, default=200)
+    add("--batch-size", type=int, default=128)
+    add("--learning-rate", type=float, default=0.1, help="the peak (default: 0.1)")
+    add("--warmup-epochs", type=int, default=5)
+    add("--momentum", type=float, default=0.9)
+    add("--weight-decay", type=float, default=5e-4, help="L2, on kernels only")
+    add("--mixed-precision", nargs="?", const="bfloat16",
+        choices=["bfloat16", "float16"])
+    # fmt: on
+
+
+def _add_run(parser):
+    add = parser.add_argument_group("the run").add_argument
+    # fmt: off
+    add("--backend", choices=["tensorflow", "jax", "torch"])
+    add("--devices", type=int, default=1, metavar="N")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, metavar="DIR", help="default: in runs/")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--deterministic", action="store_true",
+        help="the same figures every time, at some cost in speed")
+    add("--validate-every", type=int, default=1, metavar="N", help="epochs")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--smoke", action="store_true",
+        help="two epochs of a tiny network on data that need no download")
+    # fmt: on
+
+
+def parse(parser, name, argv=None):
+    """The arguments, checked. The run goes to `--out`, or to a folder called `name`.
+
+    `name` is a string, or a function that makes one of the arguments.
+    """
+    args = parser.parse_args(argv)
+    _check(args, parser)
+    if args.smoke:
+        vars(args).update(SMOKE)
+    if args.out is None:
+        name = name if isinstance(name, str) else name(args)
+        method = f"{args.method}-{args.seed}"
+        args.out = Path("runs") / f"{name}-{'smoke' if args.smoke else method}"
+        if args.smoke and not args.resume:
+            shutil.rmtree(args.out, ignore_errors=True)
+    if (args.out / "result.json").exists():
+        parser.error(f"--out {args.out} has a finished run. Choose another folder.")
+    if not args.resume and args.out.exists() and any(args.out.iterdir()):
+        parser.error(
+            f"--out {args.out} has an unfinished run or something else in it. Go on "
+            "with --resume, or choose another folder."
+        )
+    return args
+
+
+def _check(args, parser):
+    for name in AT_LEAST_ONE:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if not 0 <= args.label_noise <= 1:
+        parser.error(f"--label-noise must be from 0 to 1, not {args.label_noise}")
+    if args.imbalance < 1:
+        parser.error(f"--imbalance must be at least 1, not {args.imbalance}")
+    if args.method == "label_smoothing" and args.global_weight is not None:
+        parser.error("--global-weight is not for label_smoothing")
+    if args.batch_size % args.devices:
+        parser.error("--batch-size must be a multiple of --devices")

@@ -1,0 +1,50 @@
+"""With what a figure was made: versions, machine, backend."""
+
+import os
+import platform
+from importlib import metadata
+
+PACKAGES = (
+    "keras",
+    "tensorflow",
+    "jax",
+    "torch",
+    "keras-cv",
+    "numpy",
+    "keras-mixavg",
+    "tensorflow-datasets",
+)
+
+
+def versions():
+    """Of Python, and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine():
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def environment():
+    """Versions, the machine and its devices, as a dict for JSON."""
+    import keras
+    import tensorflow as tf
+
+    backend = keras.backend.backend()
+    devices = keras.distribution.list_devices() if backend == "jax" else []
+    devices = devices or [d.name for d in tf.config.list_logical_devices()]
+    return {
+        "backend": backend,
+        "versions": versions(),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "devices": devices,
+        },
+    }

@@ -1,0 +1,170 @@
+"""A run: from arrays to a trained network and what it leaves behind."""
+
+import shlex
+import signal
+import sys
+import time
+
+import keras
+import tensorflow as tf
+
+from keras_mixavg import SoftLabelAccuracy
+from training import data, record
+from training.networks import NETWORKS
+
+
+def main(args, load):
+    """Train on what `load(args)` returns, and say how it went.
+
+    Ctrl-C ends the run after the step; the message has the command that goes on.
+    """
+    try:
+        result = train(args, *load(args))
+    except KeyboardInterrupt:
+        command = [a for a in sys.argv if a != "--resume"]
+        if "--out" not in command:
+            command += ["--out", str(args.out)]
+        raise SystemExit(
+            "\nStopped. Go on after the last finished epoch with\n    python "
+            + shlex.join([*command, "--resume"])
+        ) from None
+    scores = result["test"]
+    print(
+        f"{args.method}: accuracy {100 * scores['accuracy']:.2f} %, "
+        f"top-5 {100 * scores['top5_accuracy']:.2f} %, NLL {scores['nll']:.4f} nats, "
+        f"ECE {100 * scores['ece']:.2f} %, {result['seconds']:.0f} s; see {args.out}"
+    )
+    return result
+
+
+def train(args, training, test, names, make_network=None):
+    """One run; returns what is in `result.json`.
+
+    Args:
+        args: from `arguments.parse`.
+        training: `(images, labels)`, uint8 and class numbers, NumPy arrays.
+        test: as `training`.
+        names: of the classes.
+        make_network: `(shape, num_classes, weight_decay)` to a Keras model that takes
+            images of 0 to 255 and returns logits. `--network` by default.
+    """
+    keras.utils.set_random_seed(args.seed)
+    if args.deterministic:  # of tf.data, whatever the backend
+        tf.config.experimental.enable_op_determinism()
+    if args.mixed_precision:
+        keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
+    images, labels = data.training_set(*training, args)
+    epoch = data.Epoch()
+    method = args.methods[args.method](args, len(names))
+    batches = data.training_batches(images, labels, args, epoch.number)
+    mixed = method.mix(batches, epoch.number).prefetch(tf.data.AUTOTUNE)
+    args.out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with distribution_scope(args):
+        make_network = make_network or NETWORKS[args.network]
+        network = make_network(images.shape[1:], len(names), args.weight_decay)
+        model = compiled(method.model(network), method.loss(), args, len(batches))
+        callbacks = method.callbacks()
+        model.fit(
+            mixed,
+            validation_data=data.validation_batches(*test, len(names), args),
+            validation_freq=args.validate_every,
+            epochs=args.epochs,
+            callbacks=[epoch, *callbacks, *callbacks_of_every_run(args)],
+            verbose=0 if args.quiet else "auto",
+            shuffle=False,
+        )
+    seconds = time.perf_counter() - start
+    few = data.few_of_each_class(images, labels, 8, args.seed)
+    mixed = method.mix(tf.data.Dataset.from_tensors(few), epoch.number)
+    pairs = [*few, *(part.numpy()[-8:] for part in next(iter(mixed)))]
+    table = callbacks[0].table if callbacks else None
+    return record.write(args, model, test, names, table, pairs, seconds)
+
+
+def distribution_scope(args):
+    """The scope that makes a model train on `--devices`."""
+    if args.devices == 1:
+        return tf.distribute.get_strategy().scope()
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        devices = tf.config.list_logical_devices("GPU")
+        devices = [d.name for d in devices or tf.config.list_logical_devices("CPU")]
+    elif backend == "jax":
+        devices = keras.distribution.list_devices()
+    else:
+        raise SystemExit("--devices: Keras trains on one device under torch.")
+    if len(devices) < args.devices:
+        raise SystemExit(f"--devices {args.devices}: found only {devices}.")
+    devices = devices[: args.devices]
+    if backend == "tensorflow":
+        return tf.distribute.MirroredStrategy(devices).scope()
+    return keras.distribution.DataParallel(devices=devices).scope()
+
+
+def compiled(model, loss, args, steps_per_epoch):
+    """The model with SGD, a warm-up, and a cosine to the last step."""
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(1, (args.epochs - args.warmup_epochs) * steps_per_epoch),
+        warmup_target=args.learning_rate,
+        warmup_steps=args.warmup_epochs * steps_per_epoch,
+    )
+    optimizer = keras.optimizers.SGD(schedule, args.momentum, nesterov=True)
+    model.compile(optimizer, loss, metrics=[SoftLabelAccuracy()])
+    return model
+
+
+# --- Callbacks -----------------------------------------------------------------------
+
+
+def callbacks_of_every_run(args):
+    """Keras' own: a backup each epoch, a table and TensorBoard of the logs."""
+    backup = keras.callbacks.BackupAndRestore(
+        args.out / "backup", double_checkpoint=True, delete_checkpoint=False
+    )
+    return [
+        StopBetweenSteps(),
+        EpochSeconds(),
+        keras.callbacks.CSVLogger(args.out / "history.csv", append=args.resume),
+        keras.callbacks.TensorBoard(args.out / "tensorboard", write_graph=False),
+        backup,
+    ]
+
+
+class EpochSeconds(keras.callbacks.Callback):
+    """Add the `seconds` of each epoch, without the validation, to the logs."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start, self.end = time.perf_counter(), None
+
+    def on_test_begin(self, logs=None):
+        self.end = self.end or time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["seconds"] = (self.end or time.perf_counter()) - self.start
+
+
+class StopBetweenSteps(keras.callbacks.Callback):
+    """Have Ctrl-C end training after the running step, not amid writing a backup.
+
+    A backup that Ctrl-C cuts short can be opened, and is not whole: Keras then neither
+    loads it nor takes the one before. A second Ctrl-C stops at once.
+    """
+
+    def on_train_begin(self, logs=None):
+        self.asked = False
+        self.handler = signal.signal(signal.SIGINT, self.ask)
+
+    def ask(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, logs=None):
+        signal.signal(signal.SIGINT, self.handler)
+        if self.asked:
+            raise KeyboardInterrupt

@@ -1,0 +1,381 @@
+"""What the training programs share: examples/training/, part by part."""
+
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = Path(__file__).parent.parent
+
+for package in ("sklearn", "scipy", "matplotlib", "keras_cv"):
+    pytest.importorskip(package)
+
+sys.path.insert(0, str(ROOT / "examples"))
+import cifar  # noqa: E402
+from scipy import stats  # noqa: E402
+from training import compare, data, fit, networks, record  # noqa: E402
+from training.methods import METHODS  # noqa: E402
+from training.scores import scores, temperature_scaled  # noqa: E402
+
+
+def arguments(*flags):
+    return cifar.parse_arguments(["--smoke", "--out", "not/there", *flags])
+
+
+def key(number):
+    return tf.constant([0, number], "int64")
+
+
+# --- Methods -------------------------------------------------------------------------
+
+
+def coloured(count=32, classes=8, side=16):
+    """An image of class k is all of the colour 16 k: what is mixed can be seen."""
+    labels = np.arange(count) % classes
+    images = np.ones((count, side, side, 3), "uint8") * 16
+    return images * labels[:, None, None, None].astype("uint8"), labels
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_label_has_the_shares_that_the_image_has(name):
+    images, labels = coloured()
+    epoch = data.Epoch()
+    method = METHODS[name](arguments("--method", name), 8)
+    batches = tf.data.Dataset.from_tensors((images, labels))
+    x, y = next(method.mix(batches, epoch.number).as_numpy_iterator())
+    clean = name in ("erm", "label_smoothing", "ols")
+    assert len(x) == (64 if name == "regmixup" else 32)
+    assert np.all(y.max(axis=1) == 1) == clean
+    np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
+    seen = x.astype(float).mean(axis=(1, 2, 3)) / 16
+    if name == "kcv_cutmix":  # its labels count what the border cuts off
+        return
+    # A box is of whole pixels: of 16 lines one more or less, and 7 classes apart.
+    tolerance = 7 / 8 if name == "cutmix" else 0.01
+    np.testing.assert_allclose(seen, y @ np.arange(8), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_with_its_loss_and_callbacks(name, capsys):
+    images, labels = coloured()
+    args = arguments("--method", name)
+    method = METHODS[name](args, 8)
+    epoch = data.Epoch()
+    batches = tf.data.Dataset.from_tensors((images, labels)).repeat(2)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(8)]
+    network = keras.Sequential([keras.Input((16, 16, 3)), *layers])
+    model = fit.compiled(method.model(network), method.loss(), args, 2)
+    callbacks = method.callbacks()
+    history = model.fit(
+        method.mix(batches, epoch.number),
+        epochs=2,
+        callbacks=[epoch, *callbacks],
+        verbose=0,
+        shuffle=False,
+    ).history
+    assert np.isfinite(history["loss"]).all()
+    assert ("soft_label_entropy" in history) == (name in ("ols", "mixavg"))
+    if callbacks:
+        np.testing.assert_allclose(callbacks[0].table.sum(axis=1), 1, rtol=1e-5)
+    output = capsys.readouterr().out
+    assert ("labels of keras_cv.layers.CutMix" in output) == (name == "kcv_cutmix")
+
+
+def test_another_method_gets_global_soft_labels_with_a_weight():
+    flags = ["--global-weight", "0.25", "--fade-out", "0.5"]
+    method = METHODS["cutmix"](arguments("--method", "cutmix", *flags), 8)
+    assert method.loss().global_weight == 0.25
+    (callback,) = method.callbacks()
+    assert callback.fade_out == 0.5 and callback.collect == "correct"
+    published = METHODS["ols"](arguments("--method", "ols"), 8)
+    assert published.loss().global_weight == 0.5
+    (callback,) = published.callbacks()
+    assert (callback.prior_count, callback.fade_out) == (0, 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mixed_precision_leaves_what_is_mixed_alone(name, rng):
+    images = rng.integers(0, 256, (8, 32, 32, 3)).astype("uint8")
+    batches = tf.data.Dataset.from_tensors((images, np.arange(8)))
+    args = arguments("--method", name)
+
+    def mixed():
+        method = METHODS[name](args, 10)
+        return next(method.mix(batches, data.Epoch().number).as_numpy_iterator())
+
+    expected = mixed()
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        found = mixed()
+    finally:
+        keras.config.set_dtype_policy(before)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+# --- Data ----------------------------------------------------------------------------
+
+
+def numbered(count):
+    """Images that say which they are: rows and columns of their own colour."""
+    images = np.zeros((count, 16, 16, 3), "uint8")
+    images[..., 0] = (np.arange(count) % 256)[:, None, None]
+    images[..., 1] = (np.arange(count) // 256)[:, None, None]
+    images[..., 2] = np.arange(256).reshape(16, 16)
+    return images
+
+
+def epoch_of(number, args, count=50):
+    epoch = data.Epoch()
+    epoch.on_epoch_begin(number)
+    images, labels = numbered(count), np.arange(count) % 10
+    batches = data.training_batches(images, labels, args, epoch.number)
+    return list(batches.as_numpy_iterator())
+
+
+def test_an_epoch_has_each_image_once_and_another_order_than_the_last():
+    args = arguments()
+    args.batch_size = 16
+    first, second = epoch_of(0, args), epoch_of(1, args)
+    assert len(first) == 50 // 16
+    orders = []
+    for epoch in (first, second):
+        images = np.concatenate([x for x, _ in epoch])[:, 0, 0, 0].tolist()
+        labels = np.concatenate([y for _, y in epoch])
+        assert len(set(images)) == 48
+        np.testing.assert_array_equal(labels, np.array(images) % 10)
+        orders.append(images)
+    assert sum(a == b for a, b in zip(*orders, strict=True)) < 10
+
+
+def test_epoch_and_seed_say_what_a_batch_is_wherever_a_run_starts():
+    args = arguments()
+    args.batch_size = 16
+    whole = epoch_of(3, args), epoch_of(3, args)
+    for (x, y), (again, also) in zip(*whole, strict=True):
+        np.testing.assert_array_equal(x, again)
+        np.testing.assert_array_equal(y, also)
+    args.seed += 1
+    assert not np.array_equal(epoch_of(3, args)[0][0], whole[0][0][0])
+
+
+def test_the_method_is_all_that_a_method_changes():
+    """Same weights, same images in the same order, same schedule."""
+    seen = []
+    for name in ("erm", "mixavg"):
+        args = arguments("--method", name)
+        keras.utils.set_random_seed(args.seed)
+        network = networks.tiny((16, 16, 3), 10, args.weight_decay)
+        method = METHODS[name](args, 10)
+        model = fit.compiled(method.model(network), method.loss(), args, 1)
+        ((x, y),) = epoch_of(0, args)
+        seen.append([x, y, *model.get_weights(), model.optimizer.get_config()])
+    for one, other in zip(*seen, strict=True):
+        if isinstance(one, dict):
+            one.pop("name"), other.pop("name")
+            assert one == other
+        else:
+            np.testing.assert_array_equal(one, other)
+
+
+def test_label_noise_changes_exactly_that_share_to_any_other_class(rng):
+    labels = np.arange(1000) % 10
+    noisy = data.with_label_noise(labels, 0.4, rng)
+    wrong = noisy != labels
+    assert wrong.sum() == 400 and noisy.min() >= 0 and noisy.max() < 10
+    steps = np.bincount((noisy - labels)[wrong] % 10, minlength=10)
+    assert stats.chisquare(steps[1:]).pvalue > 1e-3
+
+
+def test_imbalance_thins_classes_geometrically(rng):
+    labels = np.arange(1000) % 10
+    kept = data.imbalanced(labels, 10, rng)
+    assert len(set(kept)) == len(kept)
+    counts = np.bincount(labels[kept])
+    np.testing.assert_allclose(counts, 100 * 10 ** (-np.arange(10) / 9), atol=0.5)
+
+
+def test_the_arguments_choose_the_training_set():
+    images, labels = numbered(1000), np.arange(1000) % 10
+    args = arguments("--label-noise", "0.5", "--imbalance", "10")
+    args.train_examples = 500
+    few, noisy = data.training_set(images, labels, args)
+    numbers = few[:, 0, 0, 0] + 256 * few[:, 0, 0, 1].astype(int)
+    true = numbers % 10
+    expected = np.round(50 * 10 ** (-np.arange(10) / 9)).astype(int)
+    np.testing.assert_array_equal(np.bincount(true), expected)
+    assert (noisy != true).sum() == round(0.5 * len(true))
+    again, also = data.training_set(images, labels, args)
+    np.testing.assert_array_equal(few, again)
+    np.testing.assert_array_equal(noisy, also)
+
+
+def test_too_few_images_are_refused():
+    images, labels = numbered(300), np.arange(300) % 10
+    args = arguments()
+    args.batch_size = 500
+    with pytest.raises(SystemExit, match="200 training images make no batch of 500"):
+        data.training_set(images, labels, args)
+    args.train_examples = 10**6
+    with pytest.raises(SystemExit, match="there are only 300"):
+        data.training_set(images, labels, args)
+
+
+def test_each_image_of_a_batch_is_cropped_and_flipped_by_itself():
+    """Against NumPy: each is one of the 162 windows of its padded image."""
+    images = np.arange(40 * 6 * 6 * 1).reshape(40, 6, 6, 1)
+    out = data.crop_and_flip(tf.constant(images), key(3)).numpy()
+    found = []
+    for image, cropped in zip(images, out, strict=True):
+        padded = np.pad(image, [(4, 4), (4, 4), (0, 0)], "reflect")
+        windows = {
+            (row, column, step): padded[row : row + 6, column : column + 6][:, ::step]
+            for row in range(9)
+            for column in range(9)
+            for step in (1, -1)
+        }
+        match = [k for k, window in windows.items() if np.array_equal(window, cropped)]
+        assert match
+        found.append(match[0])
+    assert len(set(found)) > 25 and {step for *_, step in found} == {1, -1}
+    again = data.crop_and_flip(tf.constant(images), key(3)).numpy()
+    other = data.crop_and_flip(tf.constant(images), key(4)).numpy()
+    assert np.array_equal(out, again) and not np.array_equal(out, other)
+
+
+# --- Networks ------------------------------------------------------------------------
+
+
+def count(model):
+    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+
+
+def test_the_networks_have_the_sizes_that_they_are_known_for():
+    shape = (32, 32, 3)
+    assert round(count(networks.preact_resnet18(shape, 10)) / 1e6, 2) == 11.17
+    assert 0.3e6 < count(networks.small(shape, 10)) < 0.4e6
+    assert count(networks.small(shape, 100)) < 0.4e6
+    assert 0.07e6 < count(networks.tiny(shape, 10)) < 0.09e6
+    model = networks.preact_resnet18((64, 64, 3), 200)
+    assert model.output_shape == (None, 200)
+    stem = model.layers[2]
+    assert stem.kernel_size == (3, 3) and not stem.use_bias and stem.strides == (1, 1)
+    assert not any("Pooling2D" in type(m).__name__ for m in model.layers[:-3])
+
+
+def multiply_adds(model):
+    """Of one image: each kernel entry once for each position of its output."""
+    layers = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    return sum(
+        int(np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1]))
+        for layer in layers
+    )
+
+
+def test_the_fast_network_has_its_size_at_three_widths():
+    model = networks.fast((32, 32, 3), 100)
+    assert round(count(model) / 1e6, 2) == 1.19
+    assert round(multiply_adds(model) / 1e6, 1) == 21.5
+    assert model.output_shape == (None, 100)
+    sizes = [networks.NETWORKS[n]((32, 32, 3), 100) for n in ("fast_16", "fast_64")]
+    small, large = map(multiply_adds, sizes)
+    assert small < multiply_adds(model) / 3.8 and large > 3.8 * multiply_adds(model)
+
+
+def test_the_decay_is_on_kernels_only():
+    model = networks.tiny((32, 32, 3), 10, weight_decay=0.5)
+    kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
+    expected = sum(0.25 * float(np.sum(np.square(k))) for k in kernels)
+    assert sum(map(float, model.losses)) == pytest.approx(expected, rel=1e-5)
+
+
+# --- Scores, comparisons and the record ----------------------------------------------
+
+
+def test_scores_of_a_known_case():
+    # Two samples of confidence .8, one right; one of .6 that is right.
+    p = np.array([[0.8, 0.2, 0], [0.8, 0.2, 0], [0.4, 0.6, 0]]) + 1e-12
+    found = scores(np.log(p) + 5, np.array([0, 1, 1]))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["ece"] == pytest.approx((2 * 0.3 + 0.4) / 3)
+    assert found["nll"] == pytest.approx(-np.log([0.8, 0.2, 0.6]).mean())
+    assert found["mean_winning_probability"] == pytest.approx(2.2 / 3)
+    logits = -np.arange(8.0)[None].repeat(8, axis=0)
+    top5 = scores(logits, np.arange(8))["top5_accuracy"]
+    assert top5 == pytest.approx(5 / 8)
+
+
+def test_an_epoch_that_was_repeated_counts_once(tmp_path):
+    lines = ["epoch,loss", "0,1.0", "1,0.5", "1,0.4", "2,0.3", ""]
+    (tmp_path / "history.csv").write_text("\n".join(lines))
+    assert record.read_history(tmp_path)["loss"] == [1.0, 0.4, 0.3]
+    assert (tmp_path / "history.csv").read_text().split() == lines[:2] + lines[3:5]
+
+
+def test_an_epoch_without_validation_has_no_test_scores(tmp_path):
+    lines = ["epoch,loss,val_loss", "0,1.0,NA", "1,0.5,0.7", "2,0.4,", ""]
+    (tmp_path / "history.csv").write_text("\n".join(lines))
+    history = record.read_history(tmp_path)
+    np.testing.assert_array_equal(history["val_loss"], [np.nan, 0.7, np.nan])
+    history["accuracy"] = history["val_accuracy"] = [0.0, 0.0, 0.0]
+    lines = record.draw_curves(history).axes[0].lines
+    assert [len(line.get_xdata()) for line in lines] == [3, 1]
+
+
+def test_the_bins_of_the_scores_give_the_calibration_error(rng):
+    logits, labels = rng.normal(size=(200, 4)), rng.integers(0, 4, 200)
+    found = scores(logits, labels)
+    p, right, count = map(np.array, found["bins"].values())
+    assert count.sum() == 200 and (count > 0).all()
+    assert np.sum(count * abs(p - right)) / 200 == pytest.approx(found["ece"])
+    assert np.sum(count * right) / 200 == pytest.approx(found["accuracy"])
+
+
+def test_one_temperature_mends_modesty_and_nothing_else(rng):
+    """Logits that are right but for a factor, against ones that are noise."""
+    logits = 2 * rng.normal(size=(4000, 5))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(5, p=row) for row in p])
+    right = scores(logits, labels)
+    modest = scores(logits / 4, labels)
+    assert modest["nll"] > right["nll"] + 0.2 and modest["ece"] > right["ece"] + 0.1
+    assert modest["scaled_nll"] == pytest.approx(right["scaled_nll"], abs=1e-4)
+    assert modest["scaled_ece"] < 0.03
+    np.testing.assert_allclose(modest["temperatures"], 0.25, rtol=0.1)
+    assert modest["accuracy"] == right["accuracy"]
+    wrong = scores(rng.normal(size=(4000, 5)), labels)
+    assert wrong["scaled_nll"] > np.log(5) - 0.02
+
+
+def test_a_temperature_is_fitted_on_the_half_that_it_does_not_scale(rng):
+    """Even samples that are four times too sure, odd ones that are as they should."""
+    logits = 2 * rng.normal(size=(8000, 3))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(3, p=row) for row in p])
+    logits[0::2] *= 4
+    scaled, (even, odd) = temperature_scaled(logits, labels)
+    assert even == pytest.approx(1, rel=0.1) and odd == pytest.approx(4, rel=0.1)
+    np.testing.assert_allclose(scaled[0::2], logits[0::2] / even)
+    np.testing.assert_allclose(scaled[1::2], logits[1::2] / odd)
+
+
+def test_the_interval_is_that_of_a_paired_t_test(rng):
+    a, b = rng.normal(size=(2, 5))
+    low, high = stats.ttest_rel(a, b).confidence_interval(0.95)
+    mean, half = compare.interval(a - b)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert compare.interval([1.0]) == (1.0, float("inf"))
+
+
+def test_differences_are_of_the_seeds_that_both_have_and_bold_beyond_zero():
+    base = {0: 1.0, 1: 2.0, 2: 3.0}
+    better = compare.difference({0: 2.0, 1: 3.1, 2: 3.9, 7: 99.0}, base, 1)
+    assert better.startswith("**+1.0 [")
+    assert compare.difference({0: 0.0, 1: 3.0, 2: 3.1}, base, 1).startswith("+0.0 [-")
+    assert compare.difference({2: 4.0}, base, 1) == "+1.0"
+    assert compare.difference({7: 4.0}, base, 1) == "-"
