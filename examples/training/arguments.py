@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from training.methods import METHODS
-from training.networks import NETWORKS
+from training.networks import NETWORKS, of_name
 
 AT_LEAST_ONE = ("epochs", "batch_size", "train_examples", "devices", "validate_every")
 SMOKE = {
@@ -24,7 +24,7 @@ def parser(description, methods=METHODS):
     )
     result.set_defaults(methods=methods)
     _add_method(result, methods)
-    _add_training(result)
+    add_training(result)
     _add_run(result)
     return result
 
@@ -49,7 +49,7 @@ def _add_method(parser, methods):
     # fmt: on
 
 
-def _add_training(parser):
+def add_training(parser):
     add = parser.add_argument_group("data and training").add_argument
     # fmt: off
     add("--train-examples", type=int, metavar="N",
@@ -59,7 +59,8 @@ def _add_training(parser):
     add("--imbalance", type=float, default=1.0, metavar="RATIO",
         help="keep all images of class 0, 1 in RATIO of the last, fewer and fewer "
         "between")
-    add("--network", choices=list(NETWORKS), default="preact_resnet18")
+    add("--network", default="preact_resnet18", metavar="NAME",
+        help=f"{', '.join(NETWORKS)}, or one of keras.applications")
     add("--epochs", type=int, default=200)
     add("--batch-size", type=int, default=128)
     add("--learning-rate", type=float, default=0.1, help="the peak (default: 0.1)")
@@ -94,7 +95,7 @@ def parse(parser, name, argv=None):
     `name` is a string, or a function that makes one of the arguments.
     """
     args = parser.parse_args(argv)
-    _check(args, parser)
+    check(args, parser)
     if args.smoke:
         vars(args).update(SMOKE)
     if args.out is None:
@@ -113,7 +114,7 @@ def parse(parser, name, argv=None):
     return args
 
 
-def _check(args, parser):
+def check(args, parser):
     for name in AT_LEAST_ONE:
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -124,5 +125,9 @@ def _check(args, parser):
         parser.error(f"--imbalance must be at least 1, not {args.imbalance}")
     if args.method == "label_smoothing" and args.global_weight is not None:
         parser.error("--global-weight is not for label_smoothing")
+    try:
+        of_name(args.network)
+    except ValueError as error:
+        parser.error(f"--network {error}")
     if args.batch_size % args.devices:
         parser.error("--batch-size must be a multiple of --devices")

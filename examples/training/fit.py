@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_mixavg import SoftLabelAccuracy
 from training import data, record
-from training.networks import NETWORKS
+from training.networks import of_name
 
 
 def main(args, load):
@@ -37,7 +37,7 @@ def main(args, load):
     return result
 
 
-def train(args, training, test, names, make_network=None):
+def train(args, training, test, names, extra=()):
     """One run; returns what is in `result.json`.
 
     Args:
@@ -45,8 +45,7 @@ def train(args, training, test, names, make_network=None):
         training: `(images, labels)`, uint8 and class numbers, NumPy arrays.
         test: as `training`.
         names: of the classes.
-        make_network: `(shape, num_classes, weight_decay)` to a Keras model that takes
-            images of 0 to 255 and returns logits. `--network` by default.
+        extra: callbacks, beside those of every run.
     """
     keras.utils.set_random_seed(args.seed)
     if args.deterministic:  # of tf.data, whatever the backend
@@ -61,8 +60,7 @@ def train(args, training, test, names, make_network=None):
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with distribution_scope(args):
-        make_network = make_network or NETWORKS[args.network]
-        network = make_network(images.shape[1:], len(names), args.weight_decay)
+        network = of_name(args.network)(images.shape[1:], len(names), args.weight_decay)
         model = compiled(method.model(network), method.loss(), args, len(batches))
         callbacks = method.callbacks()
         model.fit(
@@ -70,7 +68,7 @@ def train(args, training, test, names, make_network=None):
             validation_data=data.validation_batches(*test, len(names), args),
             validation_freq=args.validate_every,
             epochs=args.epochs,
-            callbacks=[epoch, *callbacks, *callbacks_of_every_run(args)],
+            callbacks=[epoch, *callbacks, *extra, *callbacks_of_every_run(args)],
             verbose=0 if args.quiet else "auto",
             shuffle=False,
         )

@@ -61,6 +61,29 @@ NETWORKS = {
 }
 
 
+def of_name(name):
+    """One of NETWORKS, or of `keras.applications`: a function of the same arguments."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if callable(getattr(keras.applications, name, None)):
+        return functools.partial(application, name)
+    raise ValueError(
+        f"{name} is none of {', '.join(NETWORKS)}, nor a network of keras.applications "
+        "such as EfficientNetV2B0"
+    )
+
+
+def application(name, shape, num_classes, weight_decay=0.0):
+    """A network of `keras.applications` with random weights, and without decay."""
+    network = getattr(keras.applications, name)(
+        weights=None, input_shape=shape, classes=num_classes, classifier_activation=None
+    )
+    if any(isinstance(layer, layers.Rescaling) for layer in network.layers):
+        return network  # it takes images of 0 to 255
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, network(scaled(inputs)))
+
+
 def preact_resnet(shape, num_classes, widths, blocks, weight_decay=0.0):
     """`blocks` residual blocks of each width."""
     convolution = convolutions(weight_decay)

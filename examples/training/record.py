@@ -9,6 +9,7 @@ pictures.
 import csv
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -82,6 +83,9 @@ def settings(args):
 # --- Pictures ------------------------------------------------------------------------
 
 
+SHOWN = 5  # pairs of classes that are confused
+
+
 def read_history(out):
     """`history.csv` as a dict of columns.
 
@@ -137,6 +141,34 @@ def draw_reliability(logits, labels):
         title=f"expected calibration error {error:.1f} %, n = {len(labels)}",
     )
     ax.legend(loc="upper left")
+    return figure
+
+
+def draw_confused(model, images, labels, names):
+    """The pairs of classes that are confused most often, with an image of each."""
+    logits = logits_of(model, images)
+    top = logits.argmax(axis=1)
+    sure = np.exp(log_probabilities(logits)).max(axis=1)
+    pairs = Counter(
+        (int(a), int(b)) for a, b in zip(labels, top, strict=True) if a != b
+    ).most_common(SHOWN)
+    columns = max(2, len(pairs))
+    figure, axes = plt.subplots(
+        1, columns, figsize=(2.2 * columns, 3), squeeze=False, layout="constrained"
+    )
+    figure.suptitle("Which classes are confused most often?")
+    for ax in axes[0]:
+        ax.set_axis_off()
+    for ax, ((true, taken), count) in zip(axes[0], pairs, strict=False):
+        members = np.flatnonzero((labels == true) & (top == taken))
+        ax.imshow(images[members[sure[members].argmax()]])
+        share = 100 * count / np.sum(labels == true)
+        ax.set_title(
+            f"{names[true]}\ntaken for {names[taken]}\n{count} times, {share:.0f} %",
+            fontsize=9,
+        )
+    if not pairs:
+        axes[0, 0].text(0.5, 0.5, "none: all are right", ha="center")
     return figure
 
 
