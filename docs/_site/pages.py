@@ -1,0 +1,125 @@
+"""Pages of the site that are files of the repository, and links between the two.
+
+A text stands in one place: README.md, the method card and the tables of the benchmarks
+are read from there. On every page a relative link to a file of the repository leads to
+the page made from it, to a copy of the picture, or to the repository's own site.
+"""
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks  # noqa: E402
+
+# Page, and its file. "Accuracy" of benchmarks/README.md is a page of its own.
+SOURCES = {
+    "index.md": "README.md",
+    "method.md": "keras_mixavg/README.md",
+    "results/accuracy.md": "benchmarks/README.md",
+    "results/speed.md": "benchmarks/README.md",
+    "results/examples.md": "examples/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
+PAGE_OF = {source: page for page, source in SOURCES.items()}
+PICTURES = (".png", ".jpg", ".svg")
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|/)([^)\s#]*)(#[^)\s]*)?(?=\))")
+CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def on_files(files, config):
+    for page, source in SOURCES.items():
+        text = (ROOT / source).read_text()
+        if source.endswith(".ipynb"):
+            text, pictures = notebooks.to_markdown(text)
+            for name, data in pictures.items():
+                files.append(File.generated(config, name, content=data))
+        if source == "benchmarks/README.md":
+            text = part_of_benchmarks(text, page)
+            text = f'<div class="results" markdown>\n\n{text}\n\n</div>\n'
+        files.append(File.generated(config, page, content=text))
+    for page, notebook in notebooks.all_of_them().items():
+        name = f"notebooks/{notebook_name(page)}"
+        files.append(File.generated(config, name, content=notebook))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    here = page.file.src_uri
+    source = SOURCES.get(here, f"docs/{here}")
+    folder = posixpath.dirname(source)
+
+    def link(match):
+        if source.endswith(".ipynb") and files.get_file_from_path(match[1]):
+            return match[0]  # a picture that the notebook drew
+        path = posixpath.join(folder, match[1]) if match[1] else source
+        target = posixpath.normpath(path)
+        return to(target, match[2] or "", here, config, files)
+
+    def outside_code(text):
+        return LINK.sub(link, re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
+
+    codes = CODE.findall(markdown)
+    texts = [outside_code(text) for text in CODE.split(markdown)]
+    markdown = texts[0] + "".join(
+        code + text for code, text in zip(codes, texts[1:], strict=True)
+    )
+    name = f"notebooks/{notebook_name(here)}"
+    if files.get_file_from_path(name):
+        markdown += f"\n\n[This page as a notebook]({relative(name, here)}){{download}}"
+    return markdown
+
+
+def to(target, anchor, here, config, files):
+    """The link from a page to a file of the repository."""
+    page = PAGE_OF.get(target)
+    if target == "benchmarks/README.md":
+        page = page_of_benchmarks(anchor)
+    if target.startswith("docs/") and target.endswith(".md"):
+        page = target.removeprefix("docs/")
+    if page:
+        return relative(page, here) + anchor
+    if not (ROOT / target).exists():
+        raise ValueError(f"{here} links to {target}, which does not exist.")
+    if target.endswith(PICTURES):
+        copy = f"pictures/{target}"
+        if not files.get_file_from_path(copy):
+            path = str(ROOT / target)
+            files.append(File.generated(config, copy, abs_src_path=path))
+        return relative(copy, here)
+    kind = "tree" if (ROOT / target).is_dir() else "blob"
+    return f"{config.repo_url}/{kind}/main/{target}{anchor}"
+
+
+def relative(target, here):
+    return posixpath.relpath(target, posixpath.dirname(here) or ".")
+
+
+def notebook_name(page):
+    return f"{posixpath.basename(page).removesuffix('.md')}.ipynb"
+
+
+def part_of_benchmarks(text, page):
+    """One of two pages: "Accuracy" with its parts as sections, or all the rest."""
+    before, heading, after = text.partition("\n## Accuracy\n")
+    accuracy, more, rest = after.partition("\n## ")
+    if page == "results/accuracy.md":
+        return f"# Accuracy\n{accuracy}".replace("\n### ", "\n## ")
+    return before + more + rest
+
+
+def page_of_benchmarks(anchor):
+    text = (ROOT / "benchmarks/README.md").read_text()
+    part = part_of_benchmarks(text, "results/accuracy.md")
+    titles = re.findall(r"^#+ (.+)$", CODE.sub("", part), re.MULTILINE)
+    slugs = {slug(title) for title in titles}
+    return f"results/{'accuracy' if anchor[1:] in slugs else 'speed'}.md"
+
+
+def slug(title):
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip())
