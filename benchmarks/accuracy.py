@@ -1,247 +1,268 @@
-"""Accuracy of methods in settings over seeds: one grid of runs of the example program.
+"""Tables and plots of what the grids have found: accuracy, likelihood, calibration.
 
-    python benchmarks/accuracy.py benchmarks/grids/smoke.toml    # two minutes, no data
-    python benchmarks/accuracy.py benchmarks/grids/methods.toml --data-dir DIR
-    python -m benchmarks.report                                  # tables and plots
-
-A grid is a TOML file: `seeds`; `[common]` options of all runs; `[settings.NAME]` and
-`[methods.NAME]` with the options of each. Each run is `examples/cifar.py` with the
-three sets of options, later ones winning, and with the methods of ablations.py beside
-this file too. Runs share the cores, `--jobs` at a time; seed follows seed.
-
-A finished run is a JSON file, in `benchmarks/results/accuracy/GRID/SETTING/`, and is
-never repeated; one that was stopped starts anew, as its figures would depend on when.
+The runs are made by grid.py beside this file.
 """
 
-import argparse
-import json
-import os
-import shutil
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
+import grid
+import matplotlib.pyplot as plt
+import numpy as np
+import record
+from training import compare
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
-
-BENCHMARKS = Path(__file__).resolve().parent
-RESULTS = BENCHMARKS / "results" / "accuracy"
-ROOT = BENCHMARKS.parent
-
-
-@dataclass(frozen=True)
-class Run:
-    setting: str
-    method: str
-    seed: int
-    options: dict
-
-    @property
-    def name(self):
-        return f"{self.setting}/{self.method}-{self.seed}"
+SCORES = {  # name: heading, factor, digits
+    "accuracy": ("accuracy %", 100, 2),
+    "training": ("training accuracy %", 100, 1),
+    "nll": ("NLL, nats", 1, 3),
+    "scaled_nll": ("NLL scaled", 1, 3),
+    "ece": ("ECE %", 100, 2),
+    "scaled_ece": ("ECE scaled %", 100, 2),
+}
+WORDS = {  # of methods, in plots
+    "erm": "plain training",
+    "label_smoothing": "label smoothing",
+    "cutmix": "CutMix",
+    "regmixup": "RegMixup",
+    "ols": "Online Label Smoothing",
+    "mixavg_local": "averaged pairs",
+    "mixavg": "pairs and table",
+}
 
 
-def read_grid(path, smoke=False):
-    """The grid's dict, and its runs in the order in which they are to be done."""
-    with open(path, "rb") as file:
-        grid = tomllib.load(file)
-    known = {"title", "seeds", "common", "settings", "methods", "baselines", "anchors"}
-    if unknown := set(grid) - known:
-        raise SystemExit(f"{path}: expected {sorted(known)}, found {sorted(unknown)}.")
-    for part in ("title", "seeds", "baselines", "settings", "methods"):
-        if not grid.get(part):
-            raise SystemExit(f"{path}: `{part}` is missing or empty.")
-    last = {"smoke": True} if smoke else {}
-    runs = [
-        Run(
-            setting,
-            method,
-            seed,
-            {**grid.get("common", {}), **extra, **options, **last},
-        )
-        for seed in grid["seeds"]
-        for setting, extra in grid["settings"].items()
-        for method, options in grid["methods"].items()
-    ]
-    return grid, runs
-
-
-def write(path, result):
-    """The result of a run, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(result) + "\n")
-    unfinished.rename(path)
-
-
-def commit():
-    """The commit that is checked out, `+` if files differ from it; "" if none is."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-    command += ["--abbrev=12", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-# --- One run, in a process of its own ------------------------------------------------
-
-
-def flags(options):
-    """Options as the program's command line has them."""
-    result = []
-    for name, value in options.items():
-        if value is not False:
-            result += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return result
-
-
-def train(run, data_dir, out):
-    """Train with the example program, and write what came of it to `out`."""
-    sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
-    folder = (
-        Path("runs") / f"accuracy-{os.getpid()}" / out.parent.parent.name / run.name
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    options = {**run.options, "seed": run.seed, "out": folder, "quiet": True}
-    if data_dir:
-        options["data-dir"] = data_dir
-    if "backend" in options:
-        os.environ["KERAS_BACKEND"] = options["backend"]
-    import cifar  # which imports Keras
-    import numpy as np
-    from training import fit, record
-    from training.methods import METHODS
-
-    from benchmarks.ablations import ABLATIONS
-
-    args = cifar.parse_arguments(flags(options), METHODS | ABLATIONS)
-    result = fit.main(args, cifar.load)
-    history = {
-        name: [None if value != value else value for value in values]  # no nan in JSON
-        for name, values in record.read_history(folder).items()
-        if any(value == value for value in values)
-    }
-    table = folder / "soft_labels.npy"
-    table = np.load(table).astype(float).round(5).tolist() if table.exists() else None
-    for place in ("out", "data_dir"):
-        del result["settings"][place]
-    result = {**vars(run), **result, "commit": commit()}
-    result |= {"history": history, "table": table}
-    write(out, result)
-    shutil.rmtree(Path("runs") / f"accuracy-{os.getpid()}")
-
-
-# --- All of them ---------------------------------------------------------------------
-
-
-def clock(seconds):
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02} min"
-        if minutes >= 60
-        else (f"{minutes} min" if minutes else f"{seconds:.0f} s")
-    )
-
-
-class Progress:
-    """Says after each run how long the others will take, from those that are done."""
-
-    def __init__(self, runs, jobs):
-        self.waiting, self.jobs, self.seconds = list(runs), jobs, {}
-
-    def finished(self, run, seconds):
-        self.waiting.remove(run)
-        self.seconds.setdefault(run.setting, []).append(seconds)
-        means = {name: sum(all_) / len(all_) for name, all_ in self.seconds.items()}
-        overall = sum(means.values()) / len(means)
-        left = sum(means.get(other.setting, overall) for other in self.waiting)
-        return f"{len(self.waiting)} to go, about {clock(left / self.jobs)}"
-
-
-def copy_equal_runs(runs, out):
-    """Take over what another grid has finished with the same options and seed."""
-    finished = [json.loads(path.read_text()) for path in RESULTS.glob("*/*/*.json")]
+def runs_of(name):
+    """The grid, and its finished runs as `{setting: {method: {seed: line}}}`."""
+    read, runs = grid.read(grid.GRIDS / f"{name}.toml")
+    done = grid.finished()
+    found = {s: {m: {} for m in read["methods"]} for s in read["settings"]}
     for run in runs:
-        path = out / f"{run.name}.json"
-        for other in finished:
-            if path.exists():
-                break
-            if (other["options"], other["seed"]) == (run.options, run.seed):
-                print(f"{run.name}: as {other['setting']}/{other['method']}")
-                write(path, {**other, **vars(run)})
+        line = done.get(grid.key(run.options, run.seed))
+        if line:
+            found[run.setting][run.method][run.seed] = line
+    return read, len(runs), found
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def value(line, score):
+    """A score as tables show it; None where a run of an older program lacks it."""
+    if score == "training":
+        raw = line["history"]["accuracy"][-1]
+    else:
+        raw = line["test"].get(score)
+    return None if raw is None else SCORES[score][1] * raw
+
+
+def values(runs, score):
+    """`{seed: value}` of those runs of a method that have it."""
+    found = {seed: value(line, score) for seed, line in runs.items()}
+    return {seed: number for seed, number in found.items() if number is not None}
+
+
+def difference(runs, baseline, score):
+    return compare.difference(
+        values(runs, score), values(baseline, score), SCORES[score][2]
     )
-    add = parser.add_argument
-    # fmt: off
-    add("grid", type=Path)
-    add("--data-dir", help="where TFDS has, or puts, the data")
-    add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    add("--out", type=Path, help="default: benchmarks/results/accuracy/GRID")
-    add("--smoke", action="store_true",
-        help="every run of the grid, but two epochs on digits, into runs/smoke/GRID")
-    add("--run", help=argparse.SUPPRESS)  # one run, in this process
-    add("--core", type=int, help=argparse.SUPPRESS)
-    # fmt: on
-    args = parser.parse_args()
-    _, runs = read_grid(args.grid, args.smoke)
-    folder = Path("runs") / "smoke" if args.smoke else RESULTS
-    out = args.out or folder / args.grid.stem
-    if args.run:
-        if hasattr(os, "sched_setaffinity"):  # TensorFlow then starts no more threads
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, cores[args.core :: args.jobs] or cores)
-        (run,) = (run for run in runs if run.name == args.run)
-        return train(run, args.data_dir, out / f"{run.name}.json")
 
-    if not args.smoke:
-        copy_equal_runs(runs, out)
-    for run in runs:
-        path = out / f"{run.name}.json"
-        if path.exists() and json.loads(path.read_text())["options"] != run.options:
-            raise SystemExit(
-                f"{path} was made with other options than {args.grid} has now. Delete "
-                "it to run it again, or choose another --out."
-            )
-    todo = [run for run in runs if not (out / f"{run.name}.json").exists()]
-    print(
-        f"{len(runs) - len(todo)} of {len(runs)} runs are there, in {out}", flush=True
+
+# --- Tables --------------------------------------------------------------------------
+
+
+def table(name):
+    """The text about a grid: a table for each setting, and how they were made."""
+    read, total, found = runs_of(name)
+    lines = [r for s in found.values() for m in s.values() for r in m.values()]
+    text = f"**{read['title']}.** {len(lines)} of {total} runs are done.\n"
+    if not lines:
+        return text
+    for setting, methods in found.items():
+        if any(methods.values()):
+            text += f"\n*{setting}*\n\n" + setting_table(methods, read["baselines"])
+    if read.get("anchors"):
+        anchors = ", ".join(f"{k} {v}" for k, v in read["anchors"].items())
+        text += f"\nPublished anchors, accuracy %: {anchors}.\n"
+    first = lines[0]
+    command = f"python benchmarks/grid.py benchmarks/grids/{name}.toml --data-dir DIR"
+    text += record.made_with(
+        {**first, "command": command}, ["keras", "tensorflow"], first["backend"]
     )
-    progress, start = Progress(todo, args.jobs), time.perf_counter()
-    cores, failed = SimpleQueue(), []
-    for core in range(args.jobs):
-        cores.put(core)
-
-    def start_process(run):
-        core, begin = cores.get(), time.perf_counter()
-        flags = ["--run", run.name, "--core", str(core), "--jobs", str(args.jobs)]
-        flags += ["--data-dir", args.data_dir] if args.data_dir else []
-        flags += ["--smoke"] if args.smoke else []
-        command = [sys.executable, __file__, str(args.grid), "--out", str(out), *flags]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        cores.put(core)
-        left = progress.finished(run, time.perf_counter() - begin)
-        if process.returncode:
-            failed.append(run.name)
-            print(f"{run.name} FAILED; {left}\n{process.stderr[-3000:]}", flush=True)
-        else:
-            figures = process.stdout.strip().splitlines()[-1]
-            print(f"{run.name}: {figures}; {left}", flush=True)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(start_process, todo))
-    print(f"Finished in {clock(time.perf_counter() - start)}.")
-    if failed:
-        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
+    text += f", {first['test_images']:,} test images.\n"
+    for kind in read.get("plots", ["accuracy"]):
+        text += f"\n![{read['title']}: {kind}](results/plots/{name}_{kind}.png)\n"
+    return text
 
 
-if __name__ == "__main__":
-    main()
+def setting_table(methods, baselines):
+    methods = {name: runs for name, runs in methods.items() if runs}
+    baselines = [name for name in baselines if name in methods]
+    header = ["method", "n", *(heading for heading, *_ in SCORES.values())]
+    header.append("epoch, x erm")
+    for baseline in baselines:
+        header += [f"accuracy - {baseline}", f"NLL - {baseline}"]
+    rows = []
+    for method, runs in methods.items():
+        rows.append([method, len(runs)])
+        for score, (_, _, digits) in SCORES.items():
+            found = list(values(runs, score).values())
+            rows[-1].append(compare.mean_and_spread(found, digits) if found else "-")
+        rows[-1].append(times_plain(methods, runs))
+        for baseline in baselines:
+            rows[-1] += [
+                "-"
+                if method == baseline
+                else difference(runs, methods[baseline], score)
+                for score in ("accuracy", "nll")
+            ]
+    return record.markdown(header, rows)
+
+
+def times_plain(methods, runs):
+    """The fastest epoch over that of plain training: runs shared the machine."""
+    if "erm" not in methods:
+        return "-"
+    fastest, plain = (
+        min(min(line["history"]["seconds"]) for line in some.values())
+        for some in (runs, methods["erm"])
+    )
+    return f"{fastest / plain:.2f}"
+
+
+CLAIMS = [  # of the whole method: score, baseline
+    ("accuracy", "erm"),
+    ("accuracy", "mixup"),
+    ("nll", "erm"),
+    ("nll", "mixup"),
+    ("nll", "mixavg_local"),
+]
+
+
+def claims():
+    """The differences that README.md speaks of, in each setting."""
+    rows = []
+    for setting, methods in runs_of("underfits")[2].items():
+        ours = methods["mixavg, .1"]
+        rows.append([setting, len(ours)])
+        rows[-1] += [difference(ours, methods[base], score) for score, base in CLAIMS]
+    names = {"accuracy": "accuracy", "nll": "NLL"}
+    header = [f"{names[score]} - `{baseline}`" for score, baseline in CLAIMS]
+    return record.markdown(["setting", "n", *header], rows)
+
+
+# --- Plots ---------------------------------------------------------------------------
+
+
+def plot(name):
+    """Draw and save the plots that a grid names."""
+    read, _, found = runs_of(name)
+    found = {s: methods for s, methods in found.items() if any(methods.values())}
+    for kind in read.get("plots", ["accuracy"]) if found else ():
+        record.save(PLOTS[kind](found), f"{name}_{kind}")
+
+
+def in_words(method):
+    """`"mixavg, .75 fading"` as `"pairs and table, .75 fading"`."""
+    head = method.replace(",", " ").split()[0]
+    return method.replace(head, WORDS.get(head, head), 1)
+
+
+def style(i, method):
+    """Ours stands out."""
+    return {"color": f"C{i}", "ls": "-" if "mixavg" in method else "--", "marker": "o"}
+
+
+def draw_accuracy(found):
+    """Every run, and the mean of each method; over the settings."""
+    names = [m for m in next(iter(found.values())) if any(s[m] for s in found.values())]
+    figure, axes = plt.subplots(
+        1,
+        len(found),
+        figsize=(max(6, 3.6 * len(found)), 1.2 + 0.32 * len(names)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.suptitle("Which method is the most accurate?")
+    for ax, (setting, methods) in zip(axes[0], found.items(), strict=True):
+        for i, name in enumerate(names):
+            points = list(values(methods[name], "accuracy").values())
+            if points:
+                ax.plot(points, [i] * len(points), "o", ms=4, color="C0", alpha=0.5)
+                ax.plot(np.mean(points), i, "|", ms=14, mew=2, color="C3")
+        ax.set(title=setting, xlabel="test accuracy, %")
+        ax.set_yticks(range(len(names)), [in_words(name) for name in names])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def draw_regime(found):
+    """What each method gains, against how much of its images plain training knows."""
+    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    names = list(next(iter(found.values())))
+    for i, name in enumerate(names):
+        points = []
+        for methods in found.values():
+            ours, plain = (values(methods[m], "accuracy") for m in (name, "erm"))
+            seeds = sorted(set(ours) & set(plain))
+            if name != "erm" and seeds:
+                known = np.mean(list(values(methods["erm"], "training").values()))
+                mean, half = compare.interval([ours[s] - plain[s] for s in seeds])
+                points.append((known, mean, half if np.isfinite(half) else 0))
+        if points:
+            x, y, half = zip(*sorted(points), strict=True)
+            ax.errorbar(x, y, half, **style(i, name), capsize=3, label=in_words(name))
+    ax.axhline(0, color="k", lw=1)
+    ax.set(
+        title="Is it for a network that memorises, or for one that underfits?",
+        xlabel="training accuracy of plain training, %",
+        ylabel="test accuracy minus plain training's, points",
+    )
+    ax.grid(alpha=0.3)
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def draw_reliability(found):
+    figure, ax = plt.subplots(figsize=(5.5, 4.8), layout="constrained")
+    ax.plot([0, 1], [0, 1], "k--", lw=1)
+    for i, (name, runs) in enumerate(list(found.values())[-1].items()):
+        points = np.zeros((16, 3))
+        for line in runs.values():
+            for p, right, count in zip(*line["test"]["bins"].values(), strict=True):
+                points[int(np.ceil(p * 15))] += count * np.array([p, right, 1])
+        p, right, count = points[points[:, 2] >= 20].T
+        if len(count):
+            ax.plot(p / count, right / count, **style(i, name), ms=4, lw=1)
+            ax.lines[-1].set_label(in_words(name))
+    ax.set(
+        title="Is a prediction as likely as it says?",
+        xlabel="winning probability",
+        ylabel="share that is right (bins of 20 and more)",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    ax.legend(fontsize="x-small")
+    return figure
+
+
+def draw_curves(found):
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure.suptitle("What happens over the epochs?")
+    for i, (name, runs) in enumerate(list(found.values())[-1].items()):
+        for ax, key in zip(axes, ("val_loss", "val_accuracy"), strict=True):
+            if not runs or (name, key) == ("label_smoothing", "val_loss"):
+                continue  # Keras smooths the labels of the validation data too
+            curves = [line["history"][key] for line in runs.values()]
+            mean = np.mean(np.array(curves, float), axis=0)
+            seen = np.flatnonzero(~np.isnan(mean))
+            ax.plot(1 + seen, mean[seen], **style(i, name), ms=3, label=in_words(name))
+    axes[0].set(xlabel="epoch", ylabel="test NLL + weight decay, nats")
+    axes[1].set(xlabel="epoch", ylabel="test accuracy")
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+PLOTS = {
+    "accuracy": draw_accuracy,
+    "regime": draw_regime,
+    "reliability": draw_reliability,
+    "curves": draw_curves,
+}

@@ -7,20 +7,18 @@ Writes `benchmarks/results/cutmix_labels.json`: the difference between that shar
 the label's, over 16 batches of 64 images of 32x32.
 """
 
-import json
-from importlib import metadata
-from pathlib import Path
-
 import keras
 import keras_cv
 import numpy as np
+import record
 import tensorflow as tf
 
-RESULT = Path(__file__).parent / "results" / "cutmix_labels.json"
 BATCHES, BATCH, SIDE = 16, 64, 32
 LAYERS = {
-    "keras.layers.CutMix(factor=1.0)": keras.layers.CutMix(factor=1.0, seed=1),
-    "keras_cv.layers.CutMix(alpha=1.0)": keras_cv.layers.CutMix(alpha=1.0, seed=1),
+    "keras.layers.CutMix(factor=1.0)": lambda: keras.layers.CutMix(factor=1.0, seed=1),
+    "keras_cv.layers.CutMix(alpha=1.0)": lambda: keras_cv.layers.CutMix(
+        alpha=1.0, seed=1
+    ),
 }
 
 
@@ -37,22 +35,29 @@ def differences(layer):
     return np.concatenate(result)
 
 
-def main():
+def measure():
     rows = []
-    for name, layer in LAYERS.items():
-        error = differences(layer)
-        rows.append(
-            {
-                "layer": name,
-                "mean": float(error.mean()),
-                "max": float(error.max()),
-                "n": len(error),
-            }
-        )
-        print(f"{name}: mean {error.mean():.3f}, largest {error.max():.3f}")
-    versions = {p: metadata.version(p) for p in ("keras", "keras-cv", "tensorflow")}
-    report = {"command": "python benchmarks/cutmix_labels.py", "rows": rows}
-    RESULT.write_text(json.dumps({**report, "versions": versions}, indent=1) + "\n")
+    for name, make in LAYERS.items():
+        error = differences(make())
+        mean, largest = float(error.mean()), float(error.max())
+        rows.append({"layer": name, "mean": mean, "max": largest, "n": len(error)})
+        print(f"{name}: mean {mean:.3f}, largest {largest:.3f}")
+    return rows
+
+
+def table(results):
+    rows = [
+        [f"`{row['layer']}`", f"{row['mean']:.2f}", f"{row['max']:.2f}", row["n"]]
+        for row in results["rows"]
+    ]
+    text = record.markdown(["layer", "in the mean", "at most", "images"], rows)
+    packages = ["keras", "keras-cv", "tensorflow"]
+    return f"{text}{record.made_with(results, packages)}.\n"
+
+
+def main():
+    command = "python benchmarks/cutmix_labels.py"
+    record.write("cutmix_labels", command, rows=measure())
 
 
 if __name__ == "__main__":

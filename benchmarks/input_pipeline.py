@@ -13,24 +13,18 @@ for a layer that draws at random and leaves its input alone. Writes
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
-from importlib import metadata
-from pathlib import Path
+from collections import defaultdict
 
 import keras
 import keras_cv
+import matplotlib.pyplot as plt
 import numpy as np
+import record
 import tensorflow as tf
 
 from keras_mixavg import MixAvg
 
-RESULT = Path(__file__).parent / "results" / "input_pipeline.json"
 CLASSES = 100
 SIZES = ((128, 32, 64), (128, 64, 24), (64, 224, 6))  # batch, side, batches a round
 LAYERS = {
@@ -82,13 +76,8 @@ def consumer(name, batch, calls, batches):
     return consume
 
 
-def seconds(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def measure(size, side, batches, dtype, calls, repeats):
+def measure_one(size, side, batches, dtype, calls, repeats):
+    """A row for each layer, of one size, dtype and number of calls."""
     batch = make_batch(size, side, dtype)
     sides = {name: consumer(name, batch, calls, batches) for name in LAYERS}
     images = batch["images"]
@@ -96,14 +85,13 @@ def measure(size, side, batches, dtype, calls, repeats):
     sides["numpy"] = lambda: [
         np.add(images, others, out=target) for _ in range(batches)
     ]
-    times = {name: [] for name in sides}
+    times = defaultdict(list)
     for _ in range(repeats + 1):
         for name, run in sides.items():
             run()  # uses up what parallel calls made ahead while others had their turn
-            times[name].append(seconds(run) / batches)
+            times[name].append(record.seconds(run) / batches)
     rows = []
     for name, values in times.items():
-        low, _, high = statistics.quantiles(values[1:], n=4)
         rows.append(
             {
                 "layer": name,
@@ -112,7 +100,7 @@ def measure(size, side, batches, dtype, calls, repeats):
                 "dtype": dtype,
                 "parallel_calls": calls,
                 "ms_per_batch": 1e3 * statistics.median(values[1:]),
-                "quartiles_ms": [1e3 * low, 1e3 * high],
+                "quartiles_ms": [1e3 * q for q in record.quartiles(values[1:])],
             }
         )
     by_name = {row["layer"]: row["ms_per_batch"] for row in rows}
@@ -125,30 +113,18 @@ def measure(size, side, batches, dtype, calls, repeats):
 
 def peak_memory(name, size, side, dtype):
     """MiB that a process peaks at which runs 20 batches through a layer."""
-    code = (
-        "import sys; sys.argv = ['']\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import input_pipeline as p, peak_memory\n"
+    return record.peak_of(
+        "import input_pipeline as p\n"
         f"p.consumer({name!r}, p.make_batch({size}, {side}, {dtype!r}), '1', 20)()\n"
-        "print(peak_memory.own_peak())"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    return float(result.stdout.split()[-1])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
+def measure(repeats, with_memory):
     rows, memory = [], []
     for dtype in ("float32", "uint8"):
         for size, side, batches in SIZES:
             for calls in ("1", "auto"):
-                new = measure(size, side, batches, dtype, calls, args.repeats)
+                new = measure_one(size, side, batches, dtype, calls, repeats)
                 rows += new
                 print(f"\n{dtype}, {size} images of {side} px, parallel calls {calls}:")
                 for row in new:
@@ -158,25 +134,112 @@ def main():
                         f"{row['share_of_memory_limit']:5.2f} of the memory's limit",
                         flush=True,
                     )
-    for dtype in ("float32", "uint8") if args.memory else ():
+    for dtype in ("float32", "uint8") if with_memory else ():
         size, side, _ = SIZES[-1]  # smaller images are lost in TensorFlow's own
         for name in LAYERS:
             peak = peak_memory(name, size, side, dtype)
             row = {"layer": name, "side": side, "dtype": dtype, "peak_mib": peak}
             memory.append(row)
             print(row, flush=True)
-    packages = ("keras", "keras-cv", "tensorflow", "numpy", "keras-mixavg")
-    report = {
-        "command": "python benchmarks/input_pipeline.py"
-        + (" --memory" if args.memory else ""),
-        "repeats": args.repeats,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in packages},
-        "rows": rows,
-        "memory": memory,
-    }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    return rows, memory
+
+
+# --- To show -------------------------------------------------------------------------
+
+
+def by_size(results):
+    """The rows as `{(dtype, batch, side, calls): {layer: row}}`."""
+    found = defaultdict(dict)
+    for row in results["rows"]:
+        key = row["dtype"], row["batch"], row["side"], row["parallel_calls"]
+        found[key][row["layer"]] = row
+    return found
+
+
+def table(results):
+    rows = []
+    for (dtype, batch, side, calls), layers in by_size(results).items():
+        ours = layers["MixAvg"]
+
+        def faster(*names, layers=layers, ours=ours):
+            best = min(layers[name]["ms_per_batch"] for name in names)
+            return f"{best / ours['ms_per_batch']:.1f}"
+
+        spread = [batch / ms * 1e3 for ms in reversed(ours["quartiles_ms"])]
+        rows.append(
+            [
+                f"{dtype}, {batch} of {side} px",
+                calls,
+                f"{ours['images_per_second']:,.0f}",
+                " to ".join(f"{value:,.0f}" for value in spread),
+                faster("keras MixUp"),
+                faster("keras MixUp", ours=layers["copy and seed"]),
+                faster("keras CutMix"),
+                faster("keras_cv MixUp", "keras_cv CutMix"),
+                f"{ours['share_of_memory_limit']:.2f}",
+            ]
+        )
+    text = record.markdown(
+        ["input", "calls", "images/s", "quartiles", "x keras MixUp"]
+        + ["a copy and a seed, x keras MixUp", "x keras CutMix", "x best of KerasCV"]
+        + ["share of the memory's limit"],
+        rows,
+    )
+    if results["memory"]:
+        text += memory_table(results["memory"])
+    packages = ["keras", "keras-cv", "tensorflow", "numpy"]
+    return (
+        f"{text}{record.made_with(results, packages)}, n = {results['repeats']}.\n"
+        "\n![Images per second of each layer](results/plots/input_pipeline.png)\n"
+    )
+
+
+def memory_table(rows):
+    memory = defaultdict(dict)
+    for row in rows:
+        memory[row["layer"]][f"{row['dtype']}, {row['side']} px"] = row["peak_mib"]
+    columns = list(next(iter(memory.values())))
+    plain = memory.pop("none")
+    text = "\nPeak memory of a process that maps 20 batches, MiB beyond the same "
+    text += "process without a layer:\n\n"
+    return text + record.markdown(
+        ["layer", *columns],
+        [
+            [name, *(f"{values[c] - plain[c] + 0.0:+.0f}" for c in columns)]
+            for name, values in memory.items()
+        ],
+    )
+
+
+def plot(results):
+    layers = ["MixAvg", "keras MixUp", "keras_cv MixUp", "keras CutMix"]
+    found = {key[:3]: row for key, row in by_size(results).items() if key[3] == "auto"}
+    figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    for i, layer in enumerate(layers):
+        values = [rows[layer]["images_per_second"] for rows in found.values()]
+        ax.bar(np.arange(len(found)) + 0.2 * (i - 1.5), values, 0.19, label=layer)
+    ax.set(
+        title="How many images a second does each layer mix?",
+        yscale="log",
+        ylabel="images per second, AUTOTUNE",
+    )
+    ax.set_xticks(range(len(found)), [f"{k[0]}\n{k[1]} of {k[2]} px" for k in found])
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(ncols=4, loc="upper right")
+    ax.set_ylim(top=4 * ax.get_ylim()[1])
+    record.save(figure, "input_pipeline")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--memory", action="store_true")
+    args = parser.parse_args()
+    rows, memory = measure(args.repeats, args.memory)
+    command = "python benchmarks/input_pipeline.py" + " --memory" * args.memory
+    record.write(
+        "input_pipeline", command, repeats=args.repeats, rows=rows, memory=memory
+    )
 
 
 if __name__ == "__main__":

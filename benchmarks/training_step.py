@@ -8,29 +8,24 @@
 threads that pass a baton on, `--repeats` times after two of warm-up. `growth`: the same
 for a single dense layer, over classes and batch sizes. `memory`: peak memory of
 processes that train with and without, at 1,000 and 10,000 classes.
-`transfers`: how many values an epoch of 5 and of 50 steps copies from device to host.
 
 All labels are averaged pairs; no input pipeline is measured. Each backend has a process
 of its own. Writes `benchmarks/results/training_step.json`.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from importlib import metadata
-from pathlib import Path
+from collections import defaultdict
 
-BENCHMARKS = Path(__file__).resolve().parent
-RESULT = BENCHMARKS / "results" / "training_step.json"
+import record
+
 BACKENDS = ("tensorflow", "jax", "torch")
-PARTS = ("steps", "growth", "memory", "transfers")
 CASES = {  # network, side of the images, classes, steps an epoch
     "small network": ("small", 32, 10, 8),
     "PreAct ResNet-18": ("preact_resnet18", 32, 100, 2),
@@ -147,21 +142,19 @@ def take_turns(make_model, data, steps, repeats):
     for name in ("steps", "epochs"):
         with_, without = (getattr(s, name)[warm_up:] for s in (method, plain))
         ratios = [a / b for a, b in zip(with_, without, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
         figures[name] = {
             "ratio": statistics.median(ratios),
-            "quartiles": [low, high],
+            "quartiles": record.quartiles(ratios),
             "plain_ms": 1e3 * statistics.median(without),
             "method_ms": 1e3 * statistics.median(with_),
         }
     return figures
 
 
-# --- The four parts ------------------------------------------------------------------
+# --- The three parts -----------------------------------------------------------------
 
 
 def measure_steps(repeats):
-    sys.path.insert(0, str(BENCHMARKS.parent / "examples"))
     from training.networks import NETWORKS
 
     for case, (network, side, classes, steps) in CASES.items():
@@ -219,22 +212,14 @@ def measure_memory(_):
     for classes in (1000, 10_000):
         peaks = {}
         for part, with_method in (("plain", False), ("method", True)):
-            code = (
-                "import sys\n"
-                f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+            peaks[part] = record.peak_of(
                 "import training_step as t\n"
-                "from peak_memory import own_peak\n"
                 f"data = t.make_data((t.FEATURES,), {classes}, t.BATCH)\n"
                 f"model, callbacks = t.compiled(lambda: t.dense({classes}), "
                 f"{with_method})\n"
                 "model.fit(t.repeated(data, 3), steps_per_epoch=3, epochs=2, "
                 "verbose=0, callbacks=callbacks)\n"
-                "print(own_peak())"
             )
-            result = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True
-            )
-            peaks[part] = float(result.stdout.split()[-1])
         table = 4 * classes**2 / 2**20
         yield {
             "classes": classes,
@@ -244,90 +229,133 @@ def measure_memory(_):
         }
 
 
-def measure_transfers(_):
-    """Whether fit's steps wait for the host: calls of batch hooks, device-to-host."""
-    import keras
-
-    import keras_mixavg
-
-    hooks = [
-        name
-        for name in ("on_train_batch_begin", "on_train_batch_end")
-        if getattr(keras_mixavg.GlobalSoftLabel, name)
-        is not getattr(keras.callbacks.Callback, name)
-    ]
-    for steps in (5, 50):
-        counts = {}
-        for part, with_method in (("plain", False), ("method", True)):
-            model, callbacks = compiled(lambda: dense(10), with_method)
-            data = make_data((FEATURES,), 10, BATCH)
-            fit = {"steps_per_epoch": steps, "epochs": 1, "verbose": 0}
-            with count_copies(keras.backend.backend()) as copies:
-                model.fit(repeated(data, steps), callbacks=callbacks, **fit)
-            counts[part] = len(copies)
-        yield {"steps": steps, "batch_hooks": hooks, "copies_to_host": counts}
-
-
-@contextlib.contextmanager
-def count_copies(backend):
-    """A list that gets an entry for each value that goes from the device to Python."""
-    copies, undo, mode = [], [], contextlib.nullcontext()
-
-    def watch(owner, name, wanted=lambda *args: True):
-        original = getattr(owner, name)
-
-        def counted(*args, **kwargs):
-            if wanted(*args):
-                copies.append(name)
-            return original(*args, **kwargs)
-
-        setattr(owner, name, counted)
-        undo.append(lambda: setattr(owner, name, original))
-
-    def watch_numpy(kind):  # NumPy reads the buffer: no method of the tensor is called
-        import numpy as np
-
-        for name in ("array", "asarray"):
-            watch(np, name, lambda *args: args and isinstance(args[0], kind))
-
-    if backend == "torch":
-        import torch
-        from torch.utils._python_dispatch import TorchDispatchMode
-
-        class Scalars(TorchDispatchMode):
-            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-                if function is torch.ops.aten._local_scalar_dense.default:
-                    copies.append(function)
-                return function(*args, **(kwargs or {}))
-
-        mode = Scalars()
-        watch(torch.Tensor, "numpy")
-    elif backend == "jax":
-        import jax
-
-        watch_numpy(jax.Array)
-        for name in ("__float__", "__int__", "__bool__", "item", "tolist"):
-            watch(jax._src.array.ArrayImpl, name)
-    else:
-        from tensorflow.python.framework.ops import EagerTensor
-
-        watch_numpy(EagerTensor)
-        for name in ("numpy", "__float__", "__int__", "__bool__"):
-            watch(EagerTensor, name)
-    try:
-        with mode:
-            yield copies
-    finally:
-        for restore in undo:
-            restore()
-
-
 MEASURE = {
     "steps": measure_steps,
     "growth": measure_growth,
     "memory": measure_memory,
-    "transfers": measure_transfers,
 }
+
+
+def measure(part, backend, repeats):
+    """The rows of a part, made in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--part", part, "--repeats", str(repeats)],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    rows = []
+    for line in process.stdout:
+        if line.startswith("{"):
+            rows.append({"part": part, "backend": backend, **json.loads(line)})
+            print(json.dumps(rows[-1]), flush=True)
+    if process.wait():
+        raise SystemExit(f"{part} on {backend} failed, see above")
+    return rows
+
+
+# --- To show -------------------------------------------------------------------------
+
+
+def ratio(figures):
+    low, high = figures["quartiles"]
+    return f"{figures['ratio']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def table(results):
+    parts = defaultdict(list)
+    for row in results["rows"]:
+        parts[row["part"]].append(row)
+    text = steps_table(parts["steps"])
+    text += "\nWhat (4) and (7) add to a step, and the callback to an epoch's end:\n\n"
+    text += growth_table(parts["growth"])
+    text += "\nPeak memory of a process that trains one dense layer:\n\n"
+    text += memory_table(parts["memory"])
+    packages = ["keras", "tensorflow", "jax", "torch"]
+    made = record.made_with(results, packages, f"batches of {results['batch']}")
+    text += f"{made}, memory measured once.\n"
+    return text + "\n![Added time against the arithmetic](results/plots/growth.png)\n"
+
+
+def steps_table(rows):
+    return record.markdown(
+        ["network", "classes", "backend", "n", "plain step, ms", "step, x plain"]
+        + ["steps an epoch", "epoch of fit, x plain"],
+        [
+            [
+                row["case"],
+                row["classes"],
+                row["backend"],
+                row["repeats"],
+                f"{row['steps']['plain_ms'] / row['steps_per_epoch']:.0f}",
+                ratio(row["steps"]),
+                row["steps_per_epoch"],
+                ratio(row["epochs"]),
+            ]
+            for row in sorted(rows, key=lambda row: row["classes"])
+        ],
+    )
+
+
+def growth_table(rows):
+    return record.markdown(
+        ["classes", "batch", "backend", "n", "added to a step, ms"]
+        + ["GFLOP of (4) and (7)", "at an epoch's end, ms"],
+        [
+            [
+                f"{row['classes']:,}",
+                row["batch"],
+                row["backend"],
+                row["repeats"],
+                f"{row['added_ms_per_step']:.2f}",
+                f"{row['gflop_of_4_and_7']:.3g}",
+                f"{row['ms_at_epoch_end']:,.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def memory_table(rows):
+    return record.markdown(
+        ["classes", "backend", "plain, MiB", "with the method, MiB", "one table, MiB"]
+        + ["added, tables"],
+        [
+            [
+                f"{row['classes']:,}",
+                row["backend"],
+                f"{row['peak_mib']['plain']:,.0f}",
+                f"{row['peak_mib']['method']:,.0f}",
+                f"{row['table_mib']:.0f}",
+                f"{row['tables_added']:.1f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def plot(results):
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in results["rows"] if row["part"] == "growth"]
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        points = [
+            (row["gflop_of_4_and_7"], row["added_ms_per_step"])
+            for row in rows
+            if row["backend"] == backend and row["added_ms_per_step"] > 0
+        ]
+        ax.plot(*zip(*sorted(points), strict=True), "o-", ms=4, label=backend)
+    ax.set(
+        title="What does the table add to a step?",
+        xscale="log",
+        yscale="log",
+        xlabel="GFLOP of (4) and (7): 6 classes² batch",
+        ylabel="added to a step, ms",
+    )
+    ax.grid(alpha=0.3)
+    ax.legend()
+    record.save(figure, "growth")
 
 
 def main():
@@ -335,45 +363,23 @@ def main():
     add = parser.add_argument
     add("--repeats", type=int, default=7)
     add("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
-    add("--only", nargs="+", choices=PARTS, default=PARTS)
-    add("--out", type=Path, default=RESULT)
+    add("--only", nargs="+", choices=list(MEASURE), default=list(MEASURE))
     add("--part", help=argparse.SUPPRESS)  # measure here, print JSON
     args = parser.parse_args()
     if args.part:
         for row in MEASURE[args.part](args.repeats):
             print(json.dumps(row), flush=True)
         return
-    packages = ("keras", *BACKENDS, "numpy", "keras-mixavg")
-    report = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
-    report |= {
-        "command": "python benchmarks/training_step.py",
-        "batch": BATCH,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in packages},
-    }
+    results = record.RESULTS / "training_step.json"
+    rows = record.read("training_step")["rows"] if results.exists() else []
     for part in args.only:
         for backend in args.backends:
-            process = subprocess.Popen(
-                [sys.executable, __file__, "--part", part]
-                + ["--repeats", str(args.repeats)],
-                env={**os.environ, "KERAS_BACKEND": backend},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            rows = []
-            for line in process.stdout:
-                if line.startswith("{"):
-                    rows.append({"part": part, "backend": backend, **json.loads(line)})
-                    print(json.dumps(rows[-1]), flush=True)
-            if process.wait():
-                raise SystemExit(f"{part} on {backend} failed, see above")
-            report["rows"] = [
-                row
-                for row in report["rows"]
-                if (row["part"], row["backend"]) != (part, backend)
-            ] + rows
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
+            new = measure(part, backend, args.repeats)
+            rows = [
+                row for row in rows if (row["part"], row["backend"]) != (part, backend)
+            ] + new
+            command = "python benchmarks/training_step.py"
+            record.write("training_step", command, batch=BATCH, rows=rows)
 
 
 if __name__ == "__main__":

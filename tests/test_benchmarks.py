@@ -1,5 +1,6 @@
-"""The instrument of the study: grids, ablations, and the report."""
+"""The instrument of the study: grids, their results, ablations, and the report."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,20 +15,21 @@ import tensorflow as tf
 ROOT = Path(__file__).parent.parent
 GRIDS = sorted((ROOT / "benchmarks/grids").glob("*.toml"))
 
-for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
+for package in ("sklearn", "scipy", "matplotlib", "keras_cv", "tensorflow_datasets"):
     pytest.importorskip(package)
 
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT)]
-import cifar  # noqa: E402
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import accuracy  # noqa: E402
+import grid  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
+import record  # noqa: E402
+import report  # noqa: E402
+from ablations import ABLATIONS  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
 from training import data  # noqa: E402
-from training.methods import METHODS  # noqa: E402
-
-from benchmarks import accuracy, report  # noqa: E402
-from benchmarks.ablations import ABLATIONS  # noqa: E402
 
 # Of TFDS and protobuf.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
 
 # --- Grids ---------------------------------------------------------------------------
 
@@ -50,19 +52,21 @@ label-noise = 0.25
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_run_of_every_grid_is_one_that_the_program_takes(path, tmp_path):
-    grid, runs = accuracy.read_grid(path)
-    cells = len(grid["settings"]) * len(grid["methods"])
-    assert len({run.name for run in runs}) == len(runs) == cells * len(grid["seeds"])
-    assert set(grid["baselines"]) <= set(grid["methods"])
+    read, runs = grid.read(path)
+    cells = len(read["settings"]) * len(read["methods"])
+    assert len({run.name for run in runs}) == len(runs) == cells * len(read["seeds"])
+    assert set(read["baselines"]) <= set(read["methods"])
+    assert set(read.get("plots", [])) <= set(accuracy.PLOTS)
     for run in runs:
-        flags = accuracy.flags({**run.options, "out": tmp_path / "new"})
-        cifar.parse_arguments(flags, METHODS | ABLATIONS)  # exits if it is unknown
+        options = {**run.options, "out": tmp_path / "new", "seed": run.seed}
+        _, args = grid.arguments(options)  # exits if it does not know one
+        assert args.method in args.methods and args.seed == run.seed
 
 
 def test_a_grid_is_read_seed_by_seed_and_later_options_win(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text(SMALL_GRID)
-    _, runs = accuracy.read_grid(path)
+    _, runs = grid.read(path)
     assert [run.name for run in runs] == [
         f"{setting}/{method}-{seed}"
         for seed in (3, 5)
@@ -75,84 +79,100 @@ def test_a_grid_is_read_seed_by_seed_and_later_options_win(tmp_path):
 
 @pytest.mark.parametrize(
     "text, expected",
-    [("title = 't'", "`seeds` is missing"), ("[setings.a]", "setings")],
+    [("title = 't'", "`baselines` is missing"), ("[setings.a]", "setings")],
 )
 def test_a_wrong_grid_is_refused_by_name(tmp_path, text, expected):
     path = tmp_path / "grid.toml"
     path.write_text(text)
     with pytest.raises(SystemExit, match=expected):
-        accuracy.read_grid(path)
+        grid.read(path)
 
 
-def start(grid, folder, *flags):
-    script = ROOT / "benchmarks/accuracy.py"
-    return subprocess.run(
-        [sys.executable, script, grid, "--out", "out", *flags],
-        cwd=folder,
+# --- Results -------------------------------------------------------------------------
+
+
+def test_a_run_is_the_same_with_the_same_options_and_seed():
+    a = grid.key({"epochs": 1, "fade-out": 0, "smoke": True}, 2)
+    assert a == grid.key({"smoke": True, "fade-out": 0.0, "epochs": 1}, 2)
+    assert a != grid.key({"epochs": 1, "fade-out": 0, "smoke": True}, 3)
+    assert a != grid.key({"epochs": 1, "fade-out": 0, "smoke": False}, 2)
+
+
+APPEND = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import grid
+from pathlib import Path
+for seed in range(40):
+    line = {"options": {"of": sys.argv[3]}, "seed": seed, "more": "x" * 50_000}
+    assert grid.append(line, Path(sys.argv[2]))
+    both = {"options": {"of": "both"}, "seed": seed, "more": sys.argv[3] * 50_000}
+    grid.append(both, Path(sys.argv[2]))
+"""
+
+
+def test_processes_append_whole_lines_and_none_twice(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", APPEND, record.BENCHMARKS, path, name])
+        for name in "ab"
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = sorted((line["options"]["of"], line["seed"]) for line in lines)
+    assert found == [(name, s) for name in ("a", "b", "both") for s in range(40)]
+
+
+def test_half_a_line_of_a_process_that_died_does_no_harm(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    first, second = ({"options": {}, "seed": seed} for seed in (0, 1))
+    path.write_text(json.dumps(first) + "\n" + json.dumps(second)[:9])
+    assert len(grid.finished(path)) == 1
+    assert grid.append(second, path) and not grid.append(first, path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [first, second]
+
+
+def test_runs_are_recorded_never_repeated_and_a_failure_stops_no_other(tmp_path):
+    backend = "jax" if importlib.util.find_spec("jax") else "tensorflow"
+    small = SMALL_GRID.replace("[3, 5]", "[3]").split("[settings.noise]")[0]
+    small += f"""
+[methods.done]
+[methods."other name"]
+method = "mixavg"
+label-noise = 0.25
+backend = "{backend}"
+[methods.fails]
+rate = "half"
+"""
+    small = small.replace('baselines = ["erm"]', 'baselines = ["done"]')
+    (tmp_path / "grid.toml").write_text(small)
+    done = {"options": {"smoke": True, "method": "erm"}, "seed": 3, "was": "before"}
+    path = tmp_path / "runs.jsonl"
+    assert grid.append(done, path)
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/grid.py", "grid.toml"]
+        + ["--results", "runs.jsonl", "--jobs", "1"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-
-
-def test_runs_are_recorded_and_never_repeated(tmp_path):
-    path = tmp_path / "grid.toml"
-    path.write_text(SMALL_GRID.replace("[3, 5]", "[3]"))
-    done = tmp_path / "out/digits/erm-3.json"
-    done.parent.mkdir(parents=True)
-    options = {"smoke": True, "method": "erm"}
-    done.write_text(json.dumps({"options": options, "seed": 3, "finished": "before"}))
-    result = start("grid.toml", tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "1 of 4 runs are there" in result.stdout
-    assert "2 to go, about" in result.stdout
-    assert json.loads(done.read_text())["finished"] == "before"
-    record = json.loads((tmp_path / "out/noise/other name-3.json").read_text())
-    assert record["settings"]["label_noise"] == 0.25
-    assert record["settings"]["method"] == "mixavg" and record["seed"] == 3
-    assert len(record["history"]["loss"]) == 2
-    np.testing.assert_allclose(np.sum(record["table"], axis=1), 1, atol=1e-4)
-    assert str(tmp_path) not in json.dumps(record)
-    again = start("grid.toml", tmp_path)
-    assert "4 of 4 runs are there" in again.stdout
-    path.write_text(path.read_text().replace("0.25", "0.125"))
-    changed = start("grid.toml", tmp_path)
-    assert changed.returncode and "other options than grid.toml has" in changed.stderr
-
-
-def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
-    path = tmp_path / "grid.toml"
-    path.write_text(SMALL_GRID.replace("[3, 5]", "[3]") + 'rate = "half"\n')
-    result = start("grid.toml", tmp_path)
     assert result.returncode != 0
-    assert "2 runs failed: " in result.stderr and "digits/other name-3" in result.stderr
-    assert (tmp_path / "out/digits/erm-3.json").exists()
-
-
-def test_a_run_trains_on_the_backend_that_its_grid_names(tmp_path):
-    pytest.importorskip("jax")
-    grid = SMALL_GRID.replace("[3, 5]", "[3]")
-    grid = grid.replace("[settings.noise]\nlabel-noise = 0.5\n", "")
-    grid = grid.replace("[common]", '[common]\nbackend = "jax"')
-    (tmp_path / "grid.toml").write_text(grid.split('[methods."other')[0])
-    result = start("grid.toml", tmp_path)
-    assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "out/digits/erm-3.json").read_text())
-    assert record["backend"] == record["settings"]["backend"] == "jax"
-
-
-def test_a_run_of_another_grid_with_the_same_options_is_taken_over(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
-    first = accuracy.Run("a", "b", 1, {"epochs": 2})
-    done = tmp_path / "grid" / f"{first.name}.json"
-    done.parent.mkdir(parents=True)
-    done.write_text(json.dumps({**vars(first), "test": 7}))
-    same, other = (accuracy.Run("c", "d", seed, {"epochs": 2}) for seed in (1, 2))
-    accuracy.copy_equal_runs([same, other], tmp_path / "new")
-    taken = json.loads((tmp_path / "new/c/d-1.json").read_text())
-    assert taken == {**vars(same), "test": 7}
-    assert not (tmp_path / "new/c/d-2.json").exists()
+    assert "1 of 3 runs are there" in result.stdout
+    assert "digits/other name-3: " in result.stdout, result.stdout
+    assert "1 to go, about" in result.stdout
+    assert "1 runs failed: digits/fails-3" in result.stderr
+    assert "invalid float value" in result.stdout
+    before, line = [json.loads(line) for line in path.read_text().splitlines()]
+    assert before == done
+    assert line["seed"] == 3 and line["options"]["method"] == "mixavg"
+    assert line["commit"] == record.commit()
+    assert line["backend"] == line["settings"]["backend"] == backend
+    assert line["settings"]["label_noise"] == 0.25
+    assert len(line["history"]["loss"]) == 2
+    np.testing.assert_allclose(np.sum(line["table"], axis=1), 1, atol=1e-4)
+    assert str(tmp_path) not in json.dumps(line)
+    assert not list((tmp_path / "runs").iterdir())
 
 
 # --- Ablations -----------------------------------------------------------------------
@@ -160,9 +180,10 @@ def test_a_run_of_another_grid_with_the_same_options_is_taken_over(
 LABELS = np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]], "float32")
 
 
-def method(name, *flags, classes=3):
-    flags = ["--smoke", "--out", "not/there", "--method", name, *flags]
-    return ABLATIONS[name](cifar.parse_arguments(flags, METHODS | ABLATIONS), classes)
+def method(name, classes=3, **options):
+    options = {"smoke": True, "out": "not/there", "method": name, **options}
+    _, args = grid.arguments(options)
+    return ABLATIONS[name](args, classes)
 
 
 def fitted(method, rng, epochs=2, steps=1):
@@ -182,11 +203,11 @@ def fitted(method, rng, epochs=2, steps=1):
     return history.history["loss"], log_p, table
 
 
-SOFT = ["--global-weight", "1", "--fade-out", "0", "--collect", "all"]
+SOFT = {"global-weight": 1, "fade-out": 0, "collect": "all"}
 
 
 def test_pairs_go_off_for_the_last_fifth_of_the_epochs():
-    pairs = method("pairs_off_at_the_end", "--rate", "1", classes=8)
+    pairs = method("pairs_off_at_the_end", rate=1, classes=8)
     pairs.args.epochs = 10
     epoch = data.Epoch()
     batches = tf.data.Dataset.from_tensor_slices((np.ones((8, 2)), np.arange(8)))
@@ -198,8 +219,8 @@ def test_pairs_go_off_for_the_last_fifth_of_the_epochs():
 
 
 def test_rows_by_division_are_the_mean_prediction_of_each_class(rng):
-    flags = [*SOFT, "--prior-count", "0"]
-    losses, log_p, table = fitted(method("rows_by_division", *flags), rng)
+    options = {**SOFT, "prior-count": 0}
+    losses, log_p, table = fitted(method("rows_by_division", **options), rng)
     for number in range(3):
         expected = np.average(np.exp(log_p), axis=0, weights=LABELS[:, number])
         np.testing.assert_allclose(table[number], expected, atol=1e-4)
@@ -209,8 +230,8 @@ def test_rows_by_division_are_the_mean_prediction_of_each_class(rng):
 
 
 def test_a_fixed_mass_goes_to_the_other_classes_as_the_table_says(rng):
-    flags = [*SOFT, "--global-weight", "0.25", "--prior-count", "0"]
-    losses, log_p, table = fitted(method("fixed_mass", *flags), rng)
+    options = {**SOFT, "global-weight": 0.25, "prior-count": 0}
+    losses, log_p, table = fitted(method("fixed_mass", **options), rng)
     others = table * (1 - np.eye(3))
     others /= others.sum(axis=1, keepdims=True)
     targets = 0.75 * LABELS + 0.25 * LABELS @ others
@@ -220,7 +241,7 @@ def test_a_fixed_mass_goes_to_the_other_classes_as_the_table_says(rng):
 
 def test_the_table_changes_within_an_epoch(rng):
     """Two changes an epoch, each after 13 equal steps, and none at its end."""
-    _, log_p, table = fitted(method("every_13_steps", *SOFT), rng, epochs=1, steps=26)
+    _, log_p, table = fitted(method("every_13_steps", **SOFT), rng, epochs=1, steps=26)
     p, expected = np.exp(log_p), np.eye(3)
     for _ in range(2):
         cross, gram = 13 * LABELS.T @ p, 13 * LABELS.T @ LABELS
@@ -229,7 +250,7 @@ def test_the_table_changes_within_an_epoch(rng):
 
 
 def test_the_teacher_is_the_moving_average_of_the_network(rng):
-    teacher = method("moving_average_teacher", "--global-weight", "0.25")
+    teacher = method("moving_average_teacher", **{"global-weight": 0.25})
     inputs = keras.Input((5,))
     hidden = keras.layers.BatchNormalization()(inputs)
     network = keras.Model(inputs, keras.layers.Dense(3)(hidden))
@@ -262,6 +283,43 @@ def test_the_teacher_is_the_moving_average_of_the_network(rng):
 # --- The report ----------------------------------------------------------------------
 
 
+def line(accuracy, training, scaled=True, **more):
+    bins = {"confidence": [0.6], "accuracy": [accuracy], "count": [100]}
+    test = {"accuracy": accuracy, "nll": 2 - accuracy, "ece": 0.1, "bins": bins}
+    if scaled:
+        test |= {"scaled_nll": 1.5, "scaled_ece": 0.02}
+    history = {"accuracy": [0.1, training], "seconds": [2.0, 1.0]}
+    history |= {"val_loss": [None, 1.0], "val_accuracy": [None, accuracy]}
+    return {"test": test, "history": history, **more}
+
+
+RUNS = {
+    "erm": {seed: line(0.5 + seed / 100, 0.99) for seed in range(3)},
+    "mixavg, .5": {seed: line(0.53 + seed / 100, 0.7, False) for seed in range(3)},
+    "not yet": {},
+}
+
+
+def test_a_table_has_the_means_and_the_differences_of_what_is_there():
+    text = accuracy.setting_table(RUNS, ["erm", "not yet"])
+    header, _, plain, ours = (row.split(" | ") for row in text.splitlines())
+    assert plain[:8] == ["| erm", "3", "51.00 ± 1.00", "99.0 ± 0.0", "1.490 ± 0.010",
+                         "1.500 ± 0.000", "10.00 ± 0.00", "2.00 ± 0.00"]  # fmt: skip
+    assert header[5] == "NLL scaled" and ours[5] == ours[7] == "-"
+    assert ours[8] == "1.00" and ours[9] == "**+3.00 [+3.00, +3.00]**"
+    assert plain[9] == "-" and len(header) == 11
+
+
+@pytest.mark.parametrize("kind", accuracy.PLOTS)
+def test_every_plot_shows_every_method_in_words(kind):
+    figure = accuracy.PLOTS[kind]({"first": RUNS, "second": RUNS})
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert "pairs and table, .5" in texts
+    assert ("plain training" in texts) == (kind != "regime")
+    assert any(text.endswith("?") for text in texts)
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("path", report.READMES, ids=lambda path: path.parent.name)
 def test_the_tables_of_the_readme_are_what_the_results_say(path):
     text = path.read_text()
@@ -270,18 +328,8 @@ def test_the_tables_of_the_readme_are_what_the_results_say(path):
 
 def test_the_report_notices_a_figure_that_no_result_has():
     text = report.READMES[0].read_text()
-    figure = next(iter(report.read_runs("methods")[2]["tiny"]["erm"].values()))
-    mean = f"{100 * figure['test']['accuracy']:.2f}"[:3]
-    changed = text.replace(f"| {mean}", "| 99")
+    runs = accuracy.runs_of("underfits")[2]["0.08 M parameters"]["erm"]
+    mean = np.mean(list(accuracy.values(runs, "accuracy").values()))
+    changed = text.replace(f"| {mean:.2f}"[:4], "| 99")
     assert changed != text
     assert report.render(changed) == text
-
-
-def test_a_result_of_other_options_than_the_grid_says_is_refused(tmp_path, monkeypatch):
-    run = accuracy.read_grid(GRIDS[-1])[1][0]
-    path = tmp_path / GRIDS[-1].stem / f"{run.name}.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"options": {**run.options, "epochs": 99}}))
-    monkeypatch.setattr(report, "ACCURACY", tmp_path)
-    with pytest.raises(SystemExit, match="other options"):
-        report.read_runs(GRIDS[-1].stem)

@@ -204,33 +204,3 @@ def test_the_figures_of_the_examples_are_the_recorded_runs():
     rows = json.loads((ROOT / "benchmarks/results/cutmix_labels.json").read_text())
     theirs = rows["rows"][1]
     assert f"{theirs['mean']:.2f} in the mean and by up to {theirs['max']:.2f}" in text
-
-
-def test_the_table_of_the_input_pipeline_is_the_recorded_run():
-    record = json.loads((ROOT / "benchmarks/results/input_pipeline.json").read_text())
-    time = {
-        (row["dtype"], row["side"], row["parallel_calls"], row["layer"]): row
-        for row in record["rows"]
-    }
-    text = (ROOT / "benchmarks/README.md").read_text()
-    for (*key, layer), row in time.items():
-        if layer != "MixAvg":
-            continue
-
-        def faster(*layers, than="MixAvg", key=key):
-            others = [time[(*key, other)]["ms_per_batch"] for other in layers]
-            return f"{min(others) / time[(*key, than)]['ms_per_batch']:.1f}"
-
-        cells = [
-            f"{row['dtype']}, {row['batch']} of {row['side']} px",
-            row["parallel_calls"],
-            f"{row['images_per_second']:,.0f}",
-            " to ".join(
-                f"{1e3 * row['batch'] / row['quartiles_ms'][i]:,.0f}" for i in (1, 0)
-            ),
-            faster("keras MixUp"),
-            faster("keras MixUp", than="copy and seed"),
-            faster("keras CutMix"),
-            faster("keras_cv MixUp", "keras_cv CutMix"),
-        ]
-        assert f"| {' | '.join(cells)} |" in text

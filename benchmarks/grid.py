@@ -1,0 +1,277 @@
+"""Run a grid: methods in settings over seeds, each by an example program.
+
+    python benchmarks/grid.py benchmarks/grids/smoke.toml    # two minutes, no data
+    python benchmarks/grid.py benchmarks/grids/memorise.toml --data-dir DIR
+    python -m benchmarks.report                              # tables and plots
+
+A grid is a TOML file: `title`; `seeds`; `baselines`, the methods to compare with;
+`plots`, of those that accuracy.py draws; `[common]` options of all runs;
+`[settings.NAME]` and `[methods.NAME]` with the options of each. A run is
+`examples/cifar.py`, or the `program` that the options name, with the three sets of
+options, later ones winning, and with the methods of ablations.py too. Runs share the
+cores, `--jobs` at a time; seed follows seed.
+
+A finished run is a line of `results/accuracy.jsonl`, with its options, its seed and the
+commit. A run whose options and seed are there is never repeated, whichever grid asked
+for it; one that was stopped starts anew, so that its seconds are those of a whole run.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import record
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+GRIDS = record.BENCHMARKS / "grids"
+RUNS = record.RESULTS / "accuracy.jsonl"
+REQUIRED = {"title", "seeds", "baselines", "settings", "methods"}
+KNOWN = REQUIRED | {"common", "plots", "anchors"}
+PLACES = ("out", "data_dir", "archive")  # of one machine
+
+
+@dataclass(frozen=True)
+class Run:
+    setting: str
+    method: str
+    seed: int
+    options: dict
+
+    @property
+    def name(self):
+        return f"{self.setting}/{self.method}-{self.seed}"
+
+
+def read(path, smoke=False):
+    """The grid's dict, and its runs in the order in which they are to be done."""
+    with open(path, "rb") as file:
+        grid = tomllib.load(file)
+    if unknown := set(grid) - KNOWN:
+        raise SystemExit(f"{path}: expected {sorted(KNOWN)}, found {sorted(unknown)}.")
+    for part in sorted(REQUIRED):
+        if not grid.get(part):
+            raise SystemExit(f"{path}: `{part}` is missing or empty.")
+    last = {"smoke": True} if smoke else {}
+    runs = [
+        Run(setting, method, seed, {**grid.get("common", {}), **of, **options, **last})
+        for seed in grid["seeds"]
+        for setting, of in grid["settings"].items()
+        for method, options in grid["methods"].items()
+    ]
+    return grid, runs
+
+
+# --- The results ---------------------------------------------------------------------
+
+
+def key(options, seed):
+    """What makes a run the run that it is; 1 and 1.0 are the same."""
+    same = {
+        name: float(value) if type(value) is int else value
+        for name, value in options.items()
+    }
+    return json.dumps([same, seed], sort_keys=True)
+
+
+def finished(path=RUNS):
+    """Every finished run, `{key: line}`."""
+    if not path.exists():
+        return {}
+    with open(path) as file:
+        lines = [json.loads(line) for line in file if line.endswith("\n")]
+    return {key(line["options"], line["seed"]): line for line in lines}
+
+
+def append(line, path=RUNS):
+    """Add a run, whole or not at all, unless it is there; whether it was added.
+
+    Other processes wait for the file meanwhile. What one that died has left of a line
+    is cut off.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if key(line["options"], line["seed"]) in finished(path):
+            return False
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+# --- One run, in a process of its own ------------------------------------------------
+
+
+def flags(options):
+    """Options as the program's command line has them."""
+    result = []
+    for name, value in options.items():
+        if value is not False:
+            result += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return result
+
+
+def arguments(options):
+    """`(program, args)`: the module, and its arguments, of a run's options."""
+    if "backend" in options:
+        os.environ["KERAS_BACKEND"] = options["backend"]
+    import cifar  # which imports Keras
+    import tiny_imagenet
+    from ablations import ABLATIONS
+    from training.methods import METHODS
+
+    options = dict(options)
+    programs = {"cifar": cifar, "tiny_imagenet": tiny_imagenet}
+    program = programs[options.pop("program", "cifar")]
+    return program, program.parse_arguments(flags(options), METHODS | ABLATIONS)
+
+
+def train(run, places, path):
+    """Train with the example program, and append what came of it."""
+    folder = Path("runs") / f"grid-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    more = {"seed": run.seed, "out": folder, "quiet": True, **places}
+    program, args = arguments({**run.options, **more})
+    from training import fit
+    from training.record import read_history
+
+    result = fit.main(args, program.load)
+    table = folder / "soft_labels.npy"
+    for place in PLACES:
+        result["settings"].pop(place, None)
+    line = {"options": run.options, "seed": run.seed, "commit": record.commit()}
+    line |= {**result, "history": short(read_history(folder)), "table": None}
+    if table.exists():
+        import numpy as np
+
+        values = np.load(table).astype(float)
+        line["table"] = values.round(5).tolist() if len(values) <= 20 else None
+    append(line, path)
+    shutil.rmtree(folder)
+
+
+def short(history):
+    """Columns that are not empty, in six digits; None for what is missing."""
+    return {
+        name: [None if value != value else float(f"{value:.6g}") for value in values]
+        for name, values in history.items()
+        if any(value == value for value in values)
+    }
+
+
+# --- All of them ---------------------------------------------------------------------
+
+
+def clock(seconds):
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
+class Progress:
+    """Says after each run how long the others will take, from those that are done."""
+
+    def __init__(self, runs, jobs):
+        self.waiting, self.jobs, self.seconds = list(runs), jobs, {}
+
+    def finished(self, run, seconds):
+        self.waiting.remove(run)
+        self.seconds.setdefault(run.setting, []).append(seconds)
+        means = {name: sum(all_) / len(all_) for name, all_ in self.seconds.items()}
+        overall = sum(means.values()) / len(means)
+        left = sum(means.get(other.setting, overall) for other in self.waiting)
+        return f"{len(self.waiting)} to go, about {clock(left / self.jobs)}"
+
+
+def run_all(todo, args):
+    """Each in a process of its own, some at a time; returns the names that failed."""
+    progress, cores, failed = Progress(todo, args.jobs), SimpleQueue(), []
+    for core in range(args.jobs):
+        cores.put(core)
+
+    def run_one(run):
+        core, begin = cores.get(), time.perf_counter()
+        if key(run.options, run.seed) in finished(args.results):
+            cores.put(core)
+            progress.waiting.remove(run)
+            return print(f"{run.name}: it is there by now", flush=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--run", run.name]
+        command += ["--core", str(core)]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        cores.put(core)
+        left = progress.finished(run, time.perf_counter() - begin)
+        if process.returncode:
+            failed.append(run.name)
+            print(f"{run.name} FAILED; {left}\n{process.stderr[-3000:]}", flush=True)
+        else:
+            scores = process.stdout.strip().splitlines()[-1]
+            print(f"{run.name}: {scores}; {left}", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run_one, todo))
+    return failed
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    # fmt: off
+    add("grid", type=Path)
+    add("--data-dir", help="where TFDS has, or puts, the data")
+    add("--archive", help="of Tiny-ImageNet, for runs of that program")
+    add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    add("--results", type=Path, help="default: benchmarks/results/accuracy.jsonl")
+    add("--smoke", action="store_true",
+        help="every run of the grid, but two epochs on digits, into runs/smoke.jsonl")
+    add("--run", help=argparse.SUPPRESS)  # one run, in this process
+    add("--core", type=int, help=argparse.SUPPRESS)
+    # fmt: on
+    args = parser.parse_args()
+    args.results = args.results or (Path("runs/smoke.jsonl") if args.smoke else RUNS)
+    return args
+
+
+def main():
+    args = parse_arguments()
+    _, runs = read(args.grid, args.smoke)
+    if args.run:
+        if hasattr(os, "sched_setaffinity"):  # TensorFlow then starts no more threads
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, cores[args.core :: args.jobs] or cores)
+        (run,) = (run for run in runs if run.name == args.run)
+        places = {"data-dir": args.data_dir}
+        if run.options.get("program") == "tiny_imagenet":
+            places = {"archive": args.archive}
+        places = {name: place for name, place in places.items() if place}
+        return train(run, places, args.results)
+    done = finished(args.results)
+    todo = [run for run in runs if key(run.options, run.seed) not in done]
+    counts = f"{len(runs) - len(todo)} of {len(runs)} runs"
+    print(f"{counts} are there, in {args.results}", flush=True)
+    start = time.perf_counter()
+    failed = run_all(todo, args)
+    print(f"Finished in {clock(time.perf_counter() - start)}.")
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
