@@ -2,7 +2,7 @@
 
 A label of at most two classes takes two rows of S, and adds to two rows of N and to
 four entries of M; the products of equations.py touch all of them. With many classes
-that is much faster (benchmarks/two_rows.py decided from how many on). Each step looks
+that is much faster. Each step looks
 at its labels: a batch with a label of three classes or more takes the products.
 """
 
