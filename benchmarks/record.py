@@ -86,11 +86,16 @@ def peak_of(code):
 
 
 def commit():
-    """The commit that is checked out, `+` if files differ from it; "" if none is."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-    command += ["--abbrev=12", "--exclude=*"]
+    """The commit that is checked out, `+` if code differs from it; "" if none is."""
+    code = ["--", ".", ":!benchmarks/results", ":!*.md"]
+    differs = git("status", "--porcelain", "--untracked-files=no", *code)
+    return git("rev-parse", "--short=12", "HEAD") + "+" * bool(differs)
+
+
+def git(*arguments):
+    command = ["git", "-C", str(ROOT), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 # --- To write and to read ------------------------------------------------------------

@@ -123,6 +123,25 @@ def test_processes_append_whole_lines_and_none_twice(tmp_path):
     assert found == [(name, s) for name in ("a", "b", "both") for s in range(40)]
 
 
+def test_a_commit_is_named_and_whether_the_code_is_another(tmp_path, monkeypatch):
+    """The results and READMEs, which grow while a grid runs, do not count."""
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    assert record.commit() == ""
+    for name in ("code.py", "README.md", "benchmarks/results/accuracy.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("as committed")
+    me = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    clean = record.commit()
+    assert len(clean) == 12 and clean == record.git("rev-parse", "HEAD")[:12]
+    (tmp_path / "benchmarks/results/accuracy.jsonl").write_text("one line more")
+    (tmp_path / "README.md").write_text("another table")
+    assert record.commit() == clean
+    (tmp_path / "code.py").write_text("changed")
+    assert record.commit() == clean + "+"
+
+
 def test_half_a_line_of_a_process_that_died_does_no_harm(tmp_path):
     path = tmp_path / "runs.jsonl"
     first, second = ({"options": {}, "seed": seed} for seed in (0, 1))
