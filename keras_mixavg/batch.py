@@ -4,7 +4,7 @@ A batch is `(x, y)`, `(x, y, sample_weight)` or a dict with `images` and `labels
 """
 
 import copy
-import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +21,7 @@ KEYS = {
     "sample_weight": "weights",
 }
 REFUSED_KEYS = ("bounding_boxes", "keypoints", "segmentation_masks")
-EXACT_UP_TO = {"float16": 2048, "bfloat16": 256}  # whole numbers
-NOT_DENSE = ("RaggedTensor", "SparseTensor", "IndexedSlices", "BCOO", "BCSR")
+AS_IS = "as it is"  # instead of a number of classes: labels of any shape
 
 
 def role(key: Any) -> str:
@@ -30,21 +29,21 @@ def role(key: Any) -> str:
     return POSITIONS[key] if isinstance(key, int) else KEYS[key]
 
 
-def _roles(inputs: Any) -> dict[Any, str]:
+def roles(inputs: Any) -> dict[Any, str]:
     """The roles of the entries that are to be averaged."""
     if isinstance(inputs, dict):
         refused = [key for key in REFUSED_KEYS if key in inputs]
         if refused:
             raise ValueError(
                 f"MixAvg averages images and labels, not {', '.join(refused)}. "
-                f"Received a dict with the keys {sorted(map(str, inputs))}. Remove "
+                f"Received a dict with the keys {_keys(inputs)}. Remove "
                 "them before MixAvg, or use an augmentation made for them."
             )
         keys = [key for key in inputs if key in KEYS]
         if not {"inputs", "labels"} <= {KEYS[key] for key in keys}:
             raise ValueError(
                 "A dict for MixAvg must have the keys `images` and `labels` (or "
-                f"`targets`). Received the keys {sorted(map(str, inputs))}. Rename "
+                f"`targets`). Received the keys {_keys(inputs)}. Rename "
                 "yours, or pass a tuple (x, y)."
             )
     elif isinstance(inputs, (tuple, list)) and len(inputs) in (2, 3):
@@ -68,24 +67,53 @@ def _roles(inputs: Any) -> dict[Any, str]:
 def entries(batch: Any) -> Any:
     """The entries of a batch that are to be averaged, as a tuple or a dict of them."""
     if isinstance(batch, dict):
-        return {key: batch[key] for key in _roles(batch)}
-    return tuple(batch[key] for key in _roles(batch))
+        return {key: batch[key] for key in roles(batch)}
+    return tuple(batch[key] for key in roles(batch))
 
 
-def map_entries(function: Callable[[str, Any], Any], parts: Any) -> Any:
-    """`function(role, leaf)` of every leaf of a tuple or dict of entries."""
+def map_entries(
+    function: Callable[[Any, str, Any], Any], parts: Any, num_classes: Any
+) -> Any:
+    """`function(leaf, role, num_classes)` of every leaf of a tuple or dict of entries.
+
+    Each leaf of the labels has its own number of classes, AS_IS where it is averaged
+    as it is. For other entries it is None.
+    """
 
     def mapped(key: Any, entry: Any) -> Any:
-        return keras.tree.map_structure(lambda leaf: function(role(key), leaf), entry)
+        kind = role(key)
+        classes = num_classes if kind == "labels" else None
+        return map_heads(lambda leaf, own: function(leaf, kind, own), entry, classes)
 
     if isinstance(parts, dict):
         return {key: mapped(key, entry) for key, entry in parts.items()}
     return tuple(mapped(key, entry) for key, entry in enumerate(parts))
 
 
+def map_heads(function: Callable[[Any, Any], Any], entry: Any, num_classes: Any) -> Any:
+    """`function(leaf, num_classes)` for a `num_classes` of the same structure."""
+    if isinstance(num_classes, dict):
+        own = {key: entry[key] for key in num_classes}
+        return merged(
+            entry,
+            {
+                key: map_heads(function, head, _of_a_head(num_classes[key]))
+                for key, head in own.items()
+            },
+        )
+    if isinstance(num_classes, (list, tuple)):
+        heads = zip(entry, map(_of_a_head, num_classes), strict=True)
+        return merged(entry, [map_heads(function, *head) for head in heads])
+    return keras.tree.map_structure(lambda leaf: function(leaf, num_classes), entry)
+
+
+def _of_a_head(num_classes: Any) -> Any:
+    return AS_IS if num_classes is None else num_classes
+
+
 def merged(batch: Any, averaged: Any) -> Any:
     """The batch with its averaged entries, in the structure that came."""
-    if isinstance(batch, dict):
+    if isinstance(averaged, dict):
         result = copy.copy(batch)
         result.update(averaged)
         return result
@@ -93,87 +121,10 @@ def merged(batch: Any, averaged: Any) -> Any:
     return make([*averaged, *batch[len(averaged) :]])
 
 
-def check(inputs: Any, num_classes: int | None) -> None:
-    """Refuse what cannot be averaged, and say what to do."""
-    leaves: list[tuple[str, Any]] = []
-    for key, kind in _roles(inputs).items():
-        name = f"`{key}`" if isinstance(key, str) else ("`x`", "`y`", "`w`")[key]
-        for leaf in keras.tree.flatten(inputs[key]):
-            _check_leaf(name, leaf)
-            if kind == "labels":
-                _check_labels(name, leaf, num_classes)
-            if leaf.shape[0] is not None:
-                leaves.append((name, leaf))
-    for name, leaf in leaves:
-        if leaf.shape[0] != leaves[0][1].shape[0]:
-            raise ValueError(
-                "The first axis is the batch and must have one size throughout. "
-                f"Received: {leaves[0][0]} of shape {_shape(leaves[0][1])} and {name} "
-                f"of shape {_shape(leaf)}. Batch the dataset before MixAvg."
-            )
-
-
-def _check_leaf(name: str, leaf: Any) -> None:
-    if type(leaf).__name__ in NOT_DENSE:
-        raise TypeError(
-            f"{name} must be a dense tensor. Received: a {type(leaf).__name__}. Make "
-            "it dense first, e.g. with `.to_tensor()`, `tf.sparse.to_dense` or "
-            "`padded_batch`."
-        )
-    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-        raise TypeError(
-            f"{name} must be a tensor or an array. Received: {leaf!r} of type "
-            f"{type(leaf).__name__}. Convert it with `numpy.asarray` first."
-        )
-    dtype = dtype_of(leaf)
-    if not (dtype == "bool" or "int" in dtype or is_float(dtype)):
-        raise TypeError(
-            f"{name} must be numbers. Received: dtype={dtype}. Encode them as numbers "
-            "first; in a dict, put what is not to be averaged under another key."
-        )
-    if getattr(leaf.shape, "rank", 0) is None:
-        raise ValueError(
-            f"{name} must have a known number of axes. Received: a tensor of unknown "
-            "rank. Call `set_shape` on it, or `tf.ensure_shape`, before MixAvg."
-        )
-    if len(leaf.shape) == 0:
-        raise ValueError(
-            f"{name} must have a leading batch axis. Received: {name} of shape (). "
-            "MixAvg works on batches: call `dataset.batch(...)` before it."
-        )
-
-
-def _check_labels(name: str, y: Any, num_classes: int | None) -> None:
-    if holds_class_numbers(y, num_classes):
-        if num_classes is None:
-            raise ValueError(
-                f"{name} must have shape (batch, num_classes). Received: class "
-                f"numbers of shape {_shape(y)}. Pass `num_classes` to MixAvg, or "
-                "one-hot encode them with `keras.utils.to_categorical`."
-            )
-        dtype = dtype_of(y)
-        if num_classes > EXACT_UP_TO.get(dtype, math.inf):
-            raise ValueError(
-                f"{name} of dtype {dtype} cannot tell {num_classes} classes apart. "
-                "Pass integers, or cast nothing to that dtype before MixAvg."
-            )
-    elif len(y.shape) != 2:
-        raise ValueError(
-            f"{name} must have shape (batch, num_classes), or (batch,) or (batch, 1) "
-            f"integers. Received: shape {_shape(y)}, dtype={dtype_of(y)}. Batch the "
-            "dataset before MixAvg, and encode class numbers as integers or one-hot. "
-            "Labels at each position, such as masks, are not averaged."
-        )
-    elif num_classes is not None and y.shape[1] not in (None, num_classes):
-        raise ValueError(
-            f"{name} must have shape (batch, num_classes={num_classes}). Received: "
-            f"shape {_shape(y)}. Set `num_classes` to {y.shape[1]} or encode them with "
-            f"{num_classes} classes."
-        )
-
-
-def holds_class_numbers(y: Any, num_classes: int | None) -> bool:
+def holds_class_numbers(y: Any, num_classes: Any) -> bool:
     """Integers do; with `num_classes` floats too, as Keras' layers cast them."""
+    if num_classes is AS_IS:
+        return False
     one_each = len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
     as_number = "int" in dtype_of(y) or (
         num_classes is not None and is_float(dtype_of(y))
@@ -181,16 +132,25 @@ def holds_class_numbers(y: Any, num_classes: int | None) -> bool:
     return one_each and as_number
 
 
-def _shape(leaf: Any) -> tuple[int | None, ...]:
-    return tuple(leaf.shape)
-
-
 def dtype_of(leaf: Any) -> str:
     """Its name."""
     if isinstance(leaf.dtype, np.dtype):  # Keras knows no name for NumPy's strings
         return leaf.dtype.name
-    return keras.backend.standardize_dtype(leaf.dtype)
+    try:
+        return keras.backend.standardize_dtype(leaf.dtype)
+    except ValueError:  # such as those of pandas
+        return str(leaf.dtype)
 
 
 def is_float(dtype: str) -> bool:
     return dtype in ("float16", "bfloat16", "float32", "float64")
+
+
+def brief(value: Any) -> str:
+    """`repr`, of a length that fits into a message."""
+    text = reprlib.repr(value).replace("\n", " ")
+    return text if len(text) <= 120 else f"{text[:100]}..."
+
+
+def _keys(batch: dict) -> str:
+    return brief(sorted(map(str, batch)))

@@ -12,13 +12,13 @@ from keras import ops
 Tensor = Any
 
 
-def pairing(order: Tensor, numpy: Any = np) -> Tensor:
+def pairing(order: Tensor, xp: Any = np) -> Tensor:
     """Equation (1): the cyclic permutation that visits the samples in `order`.
 
     Args:
         order: `(batch,)` integers, a permutation of `0..batch-1`. A uniformly drawn
             `order` makes all cyclic permutations equally likely.
-        numpy: the module to compute with, of NumPy's interface.
+        xp: the module to compute with, of NumPy's interface.
 
     Returns:
         `(batch,)` integers: the partner of each sample, `partners[order[i]] =
@@ -29,7 +29,7 @@ def pairing(order: Tensor, numpy: Any = np) -> Tensor:
     >>> pairing(np.array([2, 0, 1]))
     array([1, 2, 0])
     """
-    return numpy.take(numpy.roll(order, -1), numpy.argsort(order), axis=0)
+    return xp.take(xp.roll(order, -1), xp.argsort(order), axis=0)
 
 
 def average(values: Tensor, partners: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def average(values: Tensor, partners: Tensor) -> Tensor:
     return (values + partners) * 0.5
 
 
-def average_of_bytes(values: Tensor, partners: Tensor, numpy: Any = np) -> Tensor:
+def average_of_bytes(values: Tensor, partners: Tensor, xp: Any = np) -> Tensor:
     """Equation (2) for uint8, rounded to nearest with halves up, in bytes throughout.
 
     `a + b` is `2 (a | b) - (a ^ b)`, so no sum has to fit. Compiled by XLA it is
@@ -54,15 +54,15 @@ def average_of_bytes(values: Tensor, partners: Tensor, numpy: Any = np) -> Tenso
     Args:
         values: uint8, of any shape.
         partners: uint8, of that shape.
-        numpy: the module to compute with, of NumPy's interface.
+        xp: the module to compute with, of NumPy's interface.
 
     Example:
 
     >>> average_of_bytes(np.uint8([3, 255, 0]), np.uint8([4, 255, 0]))
     array([  4, 255,   0], dtype=uint8)
     """
-    half_difference = numpy.right_shift(numpy.bitwise_xor(values, partners), 1)
-    return numpy.bitwise_or(values, partners) - half_difference
+    half_difference = xp.right_shift(xp.bitwise_xor(values, partners), 1)
+    return xp.bitwise_or(values, partners) - half_difference
 
 
 def global_soft_labels(labels: Tensor, table: Tensor) -> Tensor:

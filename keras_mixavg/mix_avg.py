@@ -1,16 +1,29 @@
 """MixAvg: draws a pairing, then applies it to everything in the batch."""
 
-import numbers
+import random
+import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
+from keras_mixavg import averaging, checks, datasets, equations
 from keras_mixavg import batch as batches
-from keras_mixavg import equations, xla
 from keras_mixavg._keras import DataLayer, has_values, in_tf_graph
+from keras_mixavg.arrays import Draws, OnHost, as_before
 from keras_mixavg.batch import dtype_of, holds_class_numbers, is_float
 
 Tensor = Any
+Rate = float | Callable[[int], float]
+
+ONE_AT_A_TIME = threading.Lock()  # a seed generator is read, then written
+RNG_IN_A_GRAPH = (
+    "`rng` draws once, when a graph is made, and every batch would have the same "
+    "pairs. Leave it out inside a graph; call the layer on the dataset, "
+    "dataset.apply(layer), for pairs that a seed fixes."
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -21,20 +34,23 @@ class MixAvg(DataLayer):
     and another sample of the batch; its label and sample weight likewise. There is no
     mixing weight to draw, no box and no mask.
 
-    Use it last in a `tf.data` pipeline, after `batch` and after the augmentations that
-    work on one image: `dataset.batch(128).map(MixAvg(num_classes=10))`. It also works
-    in `keras.layers.Pipeline` and called on arrays.
+    Use it on a `tf.data.Dataset` of batches, after the augmentations that work on one
+    image: `dataset.batch(128).apply(MixAvg(num_classes=10))`. It also works in a
+    `map`, in `keras.layers.Pipeline`, and called on arrays in any data loader.
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX);
     equations (1)-(3) of the method card, README.md in this package.
 
     Args:
         rate: float in [0, 1], the probability that a sample is averaged. 0.5 by
-            default, that is, about half of the batch stays as it is.
-        num_classes: int, needed for integer labels only: they are made one-hot.
-        seed: optional int. With it, sequential calls draw the same pairs in every run.
-            In a parallel map, which call gets which draw depends on timing, unless
-            `tf.config.experimental.enable_op_determinism()` is on.
+            default, that is, about half of the batch stays as it is. On a dataset it
+            may be a function of the epoch, `epoch -> float`, asked for all epochs
+            when the dataset is made.
+        num_classes: int, needed for class numbers only: they are made one-hot. For
+            labels that are a dict (or a list), a dict (or a list) of these: None
+            for labels that are averaged as they are, such as regression targets.
+        seed: optional int. With it every run has the same pairs, as docs/seeds.md says
+            for each way to feed a model.
         **kwargs: `name`, `trainable` and `dtype` of `keras.layers.Layer`. The dtype
             does not matter: tensors keep their own.
 
@@ -42,9 +58,16 @@ class MixAvg(DataLayer):
         inputs: `(x, y)`, `(x, y, sample_weight)`, or a dict with `images` and `labels`
             (or `targets`), perhaps with `sample_weights`. `layer(x, y)` is the same as
             `layer((x, y))`. Other keys of a dict pass untouched. `x` and `y` may be
-            nested, for models of several inputs or outputs.
+            nested, for models of several inputs or outputs. Or a `tf.data.Dataset` of
+            such batches: a dataset comes back.
         training: bool, True by default. If False nothing is averaged, and the labels
             still come out as `(batch, num_classes)`.
+        rng: optional `numpy.random.Generator`, for a batch that is not in a graph: the
+            pairs are drawn from it. It may also be the last positional argument, as
+            `random_map` of `grain` passes it.
+        epoch: for a dataset: the epoch of its first iteration, 0 by default; each
+            iteration is one epoch more. Or an integer tensor or a `tf.Variable`: the
+            epoch is then what this holds when an iteration begins.
 
     Input shape:
         x: `(batch, ...)`, any rank, any batch size; a lone sample has no partner and
@@ -57,6 +80,7 @@ class MixAvg(DataLayer):
         The structure and the shapes of the input, with labels `(batch, num_classes)`.
         Float x keeps its dtype, uint8 stays uint8 (rounded to nearest), other integers
         become float32. Labels and sample weights are float32, or float64 if they were.
+        NumPy arrays come back as such, and so do the tensors of every library.
 
     Raises:
         ValueError: for `rate` outside [0, 1], shapes that do not fit, labels outside
@@ -69,72 +93,130 @@ class MixAvg(DataLayer):
 
     >>> images = np.array([[0.0], [10.0]], "float32")
     >>> mixed, labels = MixAvg(rate=1.0, num_classes=3)(images, np.array([0, 2]))
-    >>> np.asarray(mixed)
+    >>> mixed
     array([[5.],
            [5.]], dtype=float32)
-    >>> np.asarray(labels)
+    >>> labels
     array([[0.5, 0. , 0.5],
            [0.5, 0. , 0.5]], dtype=float32)
     """
 
     def __init__(
         self,
-        rate: float = 0.5,
-        num_classes: int | None = None,
+        rate: Rate = 0.5,
+        num_classes: Any = None,
         *,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(rate, num_classes)
         super().__init__(autocast=False, **kwargs)
-        self.rate = float(rate)
-        self.num_classes = None if num_classes is None else int(num_classes)
-        self.seed = seed
-        self.generator = keras.random.SeedGenerator(seed)
-        self._compiled = xla.Compiled(self._average_with_partners)
+        self.rate = rate if callable(rate) else checks.checked_rate(rate)
+        self.num_classes = checks.checked_classes(num_classes)
+        self.seed = checks.checked_seed(seed)
+        first = random.randint(1, 10**9) if self.seed is None else self.seed
+        self.generator = keras.random.SeedGenerator(first)
+        self._draws = Draws(first)
+        self._warned = False
         self._convert_input_args = False  # strings and integers pass as they are
         self.built = True
-
-    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
-        if not inputs:
-            raise ValueError(
-                "MixAvg must be called on (x, y), (x, y, sample_weight) or a dict with "
-                "`images` and `labels`. Received no positional argument."
-            )
-        batch = inputs[0] if len(inputs) == 1 else inputs
-        batches.check(batch, self.num_classes)
-        entries = batches.entries(batch)
-        return batches.merged(batch, super().__call__(entries, **kwargs))
 
     @property
     def compute_dtype(self) -> None:
         """None: every tensor keeps its own dtype."""
 
-    def call(self, inputs: Any, training: bool | None = True) -> Any:
-        entries = self._as_tensors(inputs)
-        if not training or self.rate == 0:
-            return self._average_entries(entries, None)
-        leaves = keras.tree.flatten(entries)
-        leaf = next((leaf for leaf in leaves if leaf.shape[0] is not None), leaves[0])
-        partners = self.draw(self.backend.shape(leaf)[0])
-        return self._average_entries(entries, partners)
+    def __call__(
+        self,
+        *inputs: Any,
+        rng: np.random.Generator | None = None,
+        epoch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        if inputs and isinstance(inputs[-1], np.random.Generator):
+            *inputs, rng = inputs  # type: ignore[assignment]
+        if not inputs:
+            raise ValueError(
+                "MixAvg must be called on (x, y), (x, y, sample_weight) or a dict with "
+                "`images` and `labels`. Received no positional argument."
+            )
+        batch = inputs[0] if len(inputs) == 1 else tuple(inputs)
+        if _is_dataset(batch):
+            return self._of_dataset(batch, epoch, **kwargs)
+        if epoch is not None:
+            raise ValueError(
+                "`epoch` goes with a `tf.data.Dataset`: layer(dataset, epoch=...). "
+                f"Received a {type(batch).__name__}. For batches that you make "
+                "yourself pass `rng`, a generator with a seed of the epoch and the "
+                "batch: numpy.random.default_rng([seed, epoch, batch])."
+            )
+        if rng is not None:
+            kwargs["rng"] = rng
+        if not in_tf_graph():
+            return self._of_batch(batch, **kwargs)
+        import tensorflow as tf
 
-    def draw(self, batch_size: Any) -> Tensor:
+        # AutoGraph would take seconds to read all this, and find nothing to convert.
+        of_batch = tf.autograph.experimental.do_not_convert(self._of_batch)
+        return of_batch(batch, **kwargs)
+
+    def _of_batch(self, batch: Any, **kwargs: Any) -> Any:
+        self._check(batch)
+        entries = batches.entries(batch)
+        leaves = keras.tree.flatten(entries)
+        if not in_tf_graph() and any(map(self.backend.is_tensor, leaves)):
+            # Keras refuses tensors beside arrays.
+            convert = self.backend.convert_to_tensor
+            entries = keras.tree.map_structure(convert, entries)
+        return batches.merged(batch, super().__call__(entries, **kwargs))
+
+    def call(
+        self,
+        inputs: Any,
+        training: bool | None = True,
+        rng: np.random.Generator | None = None,
+    ) -> Any:
+        partners = None
+        if training and self.rate != 0:
+            leaves = keras.tree.flatten(inputs)
+            if rng is not None and (in_tf_graph() or not all(map(has_values, leaves))):
+                raise ValueError(RNG_IN_A_GRAPH)
+            if rng is None and not self._are_ours(leaves):
+                rng = self._draws.next()
+            known = [leaf for leaf in leaves if leaf.shape[0] is not None]
+            leaf = (known or leaves)[0]
+            size = leaf.shape[0] if known else self.backend.shape(leaf)[0]
+            partners = self.draw(size, rng)
+        return self._averaged(inputs, partners)
+
+    def draw(self, batch_size: Any, rng: np.random.Generator | None = None) -> Tensor:
         """Draw the partner of each sample: equation (1), and `rate` of equation (2).
 
         Args:
             batch_size: int, or a scalar integer tensor inside a graph (inside `tf.data`
                 on TensorFlow only; a call of the layer works on each backend).
+            rng: as of a call of the layer.
 
         Returns:
             `(batch_size,)` integers; a sample that is not averaged is its own partner.
         """
-        numpy, random = self.backend.numpy, self.backend.random
-        seed = self._get_seed_generator(self.backend.name)
-        samples = numpy.arange(batch_size, dtype="int32")
-        partners = equations.pairing(random.shuffle(samples, seed=seed), numpy)
-        averaged = random.uniform((batch_size,), seed=seed) < self.rate
-        return numpy.where(averaged, partners, samples)
+        if callable(self.rate):
+            raise ValueError(
+                "A `rate` that is a function of the epoch needs to be told the epoch, "
+                "and a batch does not know it. Call the layer on the dataset: "
+                "dataset.apply(layer), or make a layer with a fixed `rate` for each "
+                "epoch."
+            )
+        if rng is not None:
+            xp: Any = np
+            order = rng.permutation(batch_size).astype("int32")
+            chance = rng.random(batch_size)
+        else:
+            xp, seed = self.backend.numpy, self._get_seed_generator(self.backend.name)
+            samples = xp.arange(batch_size, dtype="int32")
+            with ONE_AT_A_TIME:
+                order = self.backend.random.shuffle(samples, seed=seed)
+                chance = self.backend.random.uniform((batch_size,), seed=seed)
+        samples = xp.arange(batch_size, dtype="int32")
+        return xp.where(chance < self.rate, equations.pairing(order, xp), samples)
 
     def apply(self, inputs: Any, partners: Tensor | None) -> Any:
         """Average every sample with its partner: equations (2) and (3).
@@ -146,106 +228,106 @@ class MixAvg(DataLayer):
         Returns:
             As from a call of the layer.
         """
-        batches.check(inputs, self.num_classes)
-        if partners is not None:
-            partners = self.backend.convert_to_tensor(partners)
-        entries = self._as_tensors(batches.entries(inputs))
-        return batches.merged(inputs, self._average_entries(entries, partners))
+        self._check(inputs)
+        averaged = self._averaged(batches.entries(inputs), partners)
+        return batches.merged(inputs, averaged)
 
-    def _as_tensors(self, entries: Any) -> Any:
-        return keras.tree.map_structure(self.backend.convert_to_tensor, entries)
+    def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def spec(leaf: Any, role: str, num_classes: Any) -> keras.KerasTensor:
+            dtype, shape = dtype_of(leaf), tuple(leaf.shape)
+            if role == "inputs":
+                keeps = dtype == "uint8" or is_float(dtype)
+                return keras.KerasTensor(shape, dtype if keeps else "float32")
+            if role == "labels" and holds_class_numbers(leaf, num_classes):
+                shape = (shape[0], num_classes)
+            wide = dtype == "float64"
+            return keras.KerasTensor(shape, "float64" if wide else "float32")
 
-    def _average_entries(self, entries: Any, partners: Tensor | None) -> Any:
-        average = {
-            "inputs": self._average_inputs,
-            "labels": self._average_labels,
-            "weights": self._average_weights,
-        }
-        return batches.map_entries(
-            lambda role, leaf: average[role](leaf, partners), entries
-        )
-
-    def _average_inputs(self, x: Tensor, partners: Tensor | None) -> Tensor:
-        dtype = dtype_of(x)
-        if partners is None:
-            keeps_dtype = dtype == "uint8" or is_float(dtype)
-            return x if keeps_dtype else self.backend.cast(x, "float32")
-        if self.backend.name == "tensorflow" and in_tf_graph():
-            return self._compiled(x, partners)
-        return self._average_with_partners(x, partners)
-
-    def _average_with_partners(self, x: Tensor, partners: Tensor) -> Tensor:
-        """One rounding, and no overflow: narrow floats are averaged in float32."""
-        dtype = dtype_of(x)
-        if dtype == "uint8":
-            partner_values = self.backend.numpy.take(x, partners, axis=0)
-            return equations.average_of_bytes(x, partner_values, self.backend.numpy)
-        wide = dtype if dtype in ("float32", "float64") else "float32"
-        mean = self._average(self.backend.cast(x, wide), partners)
-        return self.backend.cast(mean, dtype) if is_float(dtype) else mean
-
-    def _average_labels(self, y: Tensor, partners: Tensor | None) -> Tensor:
-        if holds_class_numbers(y, self.num_classes):
-            self._check_range(y)
-            y = self.backend.numpy.reshape(y, (-1,))
-            y = self.backend.cast(y, "int32")
-            y = self.backend.nn.one_hot(y, self.num_classes, dtype="float32")
-        return self._average_weights(y, partners)
-
-    def _average_weights(self, w: Tensor, partners: Tensor | None) -> Tensor:
-        double = dtype_of(w) == "float64"
-        w = self.backend.cast(w, "float64" if double else "float32")
-        return w if partners is None else self._average(w, partners)
-
-    def _average(self, values: Tensor, partners: Tensor) -> Tensor:
-        partner_values = self.backend.numpy.take(values, partners, axis=0)
-        return equations.average(values, partner_values)
-
-    def _check_range(self, y: Tensor) -> None:
-        """Refuse class numbers outside [0, num_classes), as soon as they are known."""
-        expected = (
-            "`labels` must be whole numbers in [0, num_classes) = "
-            f"[0, {self.num_classes}). Set `num_classes` to the largest label plus "
-            "one, or correct the labels. Received: labels="
-        )
-        if self.backend.name == "tensorflow" and in_tf_graph():
-            import tensorflow as tf
-
-            number = tf.cast(y, "int64")
-            good = (number >= 0) & (number < self.num_classes)
-            good &= tf.cast(number, y.dtype) == y
-            tf.debugging.Assert(tf.reduce_all(good), [expected, y], summarize=10)
-        elif has_values(y):
-            values = self.backend.convert_to_numpy(y).astype("float64")
-            good = (values >= 0) & (values < self.num_classes) & (values % 1 == 0)
-            wrong = values[~good]
-            if wrong.size:
-                raise ValueError(f"{expected}{wrong[:10].tolist()}")
+        return batches.map_entries(spec, inputs, self.num_classes)
 
     def get_config(self) -> dict[str, Any]:
+        rate = self.rate
         return {
             **super().get_config(),
-            "rate": self.rate,
-            "num_classes": self.num_classes,
+            "rate": (
+                keras.saving.serialize_keras_object(rate) if callable(rate) else rate
+            ),
+            "num_classes": checks.checked_classes(
+                self.num_classes
+            ),  # in plain containers
             "seed": self.seed,
         }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "MixAvg":
+        config = dict(config)
+        if isinstance(config.get("rate"), dict):
+            config["rate"] = keras.saving.deserialize_keras_object(config["rate"])
+        return super().from_config(config)
 
-def _check_arguments(rate: Any, num_classes: Any) -> None:
-    if not isinstance(rate, numbers.Real) or not 0 <= float(rate) <= 1:
-        raise ValueError(
-            "`rate` must be a float in [0, 1], the probability that a sample is "
-            f"averaged. Received: rate={rate!r}. (For the number of classes pass "
-            "`num_classes`.)"
-        )
-    if num_classes is None:
-        return
-    if (
-        isinstance(num_classes, bool)
-        or not isinstance(num_classes, numbers.Integral)
-        or num_classes < 2
-    ):
-        raise ValueError(
-            "`num_classes` must be an integer of at least 2, or None for labels that "
-            f"are one-hot already. Received: num_classes={num_classes!r}"
-        )
+    def __reduce__(self) -> Any:
+        """Worker processes make the layer anew, without Keras' archives."""
+        if type(self) is not MixAvg:
+            return super().__reduce__()
+        config = {
+            "rate": self.rate,
+            "num_classes": checks.checked_classes(self.num_classes),
+            "seed": self.seed,
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": self.dtype_policy.name,
+        }
+        return _copied, (config, self._draws.of_a_copy())
+
+    def _check(self, batch: Any) -> None:
+        checks.check(batch, self.num_classes)
+        self._warned = self._warned or checks.warn_of_token_ids(batch)
+
+    def _of_dataset(self, dataset: Any, epoch: Any, training: bool = True) -> Any:
+        ops = type(self.backend)("tensorflow")
+
+        def average(batch: Any, draw: Callable[[Any], Tensor] | None) -> Any:
+            self._check(batch)
+            entries = batches.entries(batch)
+            leaves = keras.tree.flatten(entries)
+            sizes = [leaf.shape[0] for leaf in leaves if leaf.shape[0] is not None]
+            size = sizes[0] if sizes else ops.shape(leaves[0])[0]
+            partners = draw(size) if draw else None
+            return batches.merged(batch, self._averaged(entries, partners, ops))
+
+        rate: Any = self.rate if training else 0.0
+        if callable(rate):
+            rate = checks.checked_rates(rate, datasets.COUNTED)
+        return datasets.with_pairs(dataset, average, self.seed, rate, epoch)
+
+    def _are_ours(self, leaves: list[Any]) -> bool:
+        """Whether the backend computes them, rather than NumPy."""
+        return in_tf_graph() or any(map(self.backend.is_tensor, leaves))
+
+    def _averaged(self, entries: Any, partners: Any, ops: Any = None) -> Any:
+        leaves = keras.tree.flatten(entries)
+        if ops is None:
+            ops = self.backend if self._are_ours(leaves) else OnHost
+        if partners is not None:
+            partners = ops.convert_to_tensor(partners)
+
+        def averaged(leaf: Any, role: str, num_classes: Any) -> Tensor:
+            tensor = ops.convert_to_tensor(leaf)
+            result = averaging.AVERAGE[role](tensor, partners, ops, num_classes)
+            return as_before(leaf, result) if ops is OnHost else result
+
+        return batches.map_entries(averaged, entries, self.num_classes)
+
+
+def _copied(config: dict[str, Any], copy: Any) -> MixAvg:
+    layer = MixAvg(**config)
+    layer._draws.become(copy)
+    return layer
+
+
+def _is_dataset(batch: Any) -> bool:
+    if "tensorflow" not in sys.modules:
+        return False
+    import tensorflow as tf
+
+    return isinstance(batch, tf.data.Dataset)

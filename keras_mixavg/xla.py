@@ -1,4 +1,4 @@
-"""XLA inside `tf.data`, where it is there and the shape is known.
+"""XLA inside `tf.data`, where it is there and the shape of a sample is known.
 
 Gathering the partners and averaging are then one pass over the memory instead of four
 and more. benchmarks/input_pipeline.py decided this.
@@ -11,40 +11,22 @@ from typing import Any
 Tensor = Any
 
 
-class Compiled:
-    """`function(x, partners)`, compiled where that pays; to be called in a graph.
+def average(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, partners: Tensor
+) -> Tensor:
+    """`function(x, partners)` in a graph, compiled where that pays.
 
-    XLA compiles anew for every shape. Of a batch size that is not known beforehand,
-    the first that comes is compiled, and others, such as the rest of an epoch, are
-    computed as ever: no batch waits for a compilation but the first.
+    XLA compiles anew for every shape: once for whole batches and once for the rest of
+    an epoch. Where samples differ in shape it would do so for every batch, so these
+    are computed as ever.
     """
+    if None in tuple(x.shape)[1:] or not is_there():
+        return function(x, partners)
+    import tensorflow as tf
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.function = function
-        self.sizes: dict[Any, Any] = {}  # the compiled batch size, by shape and dtype
-
-    def __call__(self, x: Tensor, partners: Tensor) -> Tensor:
-        if None in tuple(x.shape)[1:] or not is_there():
-            return self.function(x, partners)
-        import tensorflow as tf
-
-        compiled = tf.function(self.function, jit_compile=True)
-        if x.shape[0] is not None:
-            return compiled(x, partners)
-        key = (tuple(x.shape), x.dtype)
-        if key not in self.sizes:
-            with tf.init_scope(), tf.device("CPU"):
-                self.sizes[key] = tf.Variable(-1, trainable=False, dtype="int32")
-        size = tf.shape(x)[0]
-        known = self.sizes[key].value()
-        known = tf.where(known < 0, size, known)
-        self.sizes[key].assign(known)
-        result = tf.cond(
-            size == known,
-            lambda: compiled(x, partners),
-            lambda: self.function(x, partners),
-        )
-        return tf.ensure_shape(result, x.shape)
+    return tf.ensure_shape(
+        tf.function(function, jit_compile=True, autograph=False)(x, partners), x.shape
+    )
 
 
 @functools.cache

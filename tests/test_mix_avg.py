@@ -106,6 +106,8 @@ def test_the_same_seed_gives_the_same_pairs_and_every_call_new_ones():
 
 PARTNERS = np.array([2, 0, 1, 3, 5, 4])  # a circle of three, one alone, a pair
 LABELS = reference.one_hot([0, 1, 2, 3, 0, 1], 4).astype("float32")
+IMAGES = np.zeros((6, 4, 4, 3), "float32")
+NUMBERS = np.array([0, 1, 2, 3, 0, 1])
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 4, 3), (6, 4, 4, 3), (6, 2, 4, 4, 3)])
@@ -141,7 +143,7 @@ def test_uint8_stays_uint8_within_half_a_level(rng, shape):
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint16", "bool"])
 def test_other_integers_become_float32(rng, dtype):
-    x = rng.integers(0, 2, size=(6, 5)).astype(dtype)
+    x = rng.integers(0, 2, size=(6, 4, 4, 3)).astype(dtype)
     for partners in (PARTNERS, None):
         mixed, _ = to_numpy(MixAvg().apply((x, LABELS), partners))
         assert mixed.dtype == "float32"
@@ -245,7 +247,7 @@ def test_the_input_arrays_are_never_changed(rng):
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "int32"])
 def test_without_training_only_the_labels_are_encoded(rng, dtype):
-    x = rng.integers(0, 9, size=(6, 2)).astype(dtype)
+    x = rng.integers(0, 9, size=(6, 2, 2, 1)).astype(dtype)
     y = np.array([0, 1, 2, 3, 0, 1])
     mixed, labels = to_numpy(MixAvg(num_classes=4)(x, y, training=False))
     assert mixed.dtype == ("uint8" if dtype == "uint8" else "float32")
@@ -535,10 +537,111 @@ def test_it_works_in_a_grain_map_on_numpy_batches():
     assert sizes == [4, 4, 2]
 
 
-# --- Bad input -----------------------------------------------------------------------
+# --- Several heads --------------------------------------------------------------------
 
-IMAGES = np.zeros((6, 4, 4, 3), "float32")
-NUMBERS = np.array([0, 1, 2, 3, 0, 1])
+HEADS = {
+    "root": np.array([0, 1, 2, 3, 0, 1]),
+    "vowel": np.array([[0], [1], [0], [1], [0], [1]]),
+    "age": np.array([[30], [41], [52], [63], [20], [17]]),
+}
+CLASSES = {"root": 4, "vowel": 2, "age": None}
+
+
+def assert_heads(mixed):
+    for head, classes in CLASSES.items():
+        y = HEADS[head] if classes is None else reference.one_hot(HEADS[head], classes)
+        np.testing.assert_array_equal(mixed[head], reference.averaged(y, PARTNERS))
+        assert mixed[head].dtype == "float32"
+
+
+def test_each_head_has_its_own_number_of_classes():
+    layer = MixAvg(num_classes=CLASSES)
+    _, mixed = layer.apply((LABELS, HEADS), PARTNERS)
+    assert_heads(mixed)
+    mixed = layer.apply({"images": LABELS, "labels": HEADS}, PARTNERS)
+    assert_heads(mixed["labels"])
+
+
+def test_heads_may_be_a_list_or_nested():
+    layer = MixAvg(num_classes=[4, {"vowel": 2, "age": None}])
+    nested = {key: HEADS[key] for key in ("vowel", "age")}
+    for labels in ([HEADS["root"], nested], (HEADS["root"], nested)):
+        _, (root, rest) = layer.apply((LABELS, labels), PARTNERS)
+        assert_heads({"root": root, **rest})
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 3), (6, 2, 2)])
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_a_head_of_none_is_averaged_as_it_is(rng, shape, dtype):
+    y = rng.integers(0, 9, size=shape).astype(dtype)
+    _, mixed = MixAvg(num_classes={"a": None}).apply((LABELS, {"a": y}), PARTNERS)
+    np.testing.assert_array_equal(mixed["a"], reference.averaged(y, PARTNERS))
+
+
+def test_heads_in_a_dataset_and_its_map():
+    data = tf.data.Dataset.from_tensors((LABELS, HEADS))
+    layer = MixAvg(rate=0.0, num_classes=CLASSES)
+    for mapped in (data.map(layer), data.apply(layer)):
+        ((_, mixed),) = batches_of(mapped)
+        for head, classes in CLASSES.items():
+            own = HEADS[head]
+            own = own if classes is None else reference.one_hot(own, classes)
+            np.testing.assert_array_equal(mixed[head], own)
+
+
+@pytest.mark.parametrize(
+    "labels, num_classes, message",
+    [
+        (HEADS, 70, r"`y` has 3 heads.*num_classes=70 for all.*\{\"first\": 70"),
+        (HEADS, {"root": 4}, r"keys of `num_classes`, \['root'\].*heads \['age', 'ro"),
+        (
+            NUMBERS,
+            {"root": 4},
+            r"must be a dict with the keys.*ndarray of shape \(6,\)",
+        ),
+        (HEADS, [4, 2, None], "must be a tuple or list of 3 heads.*a dict of 3"),
+        ([NUMBERS], [4, 2], "must be a tuple or list of 2 heads.*a list of 1"),
+        ({"a": {"b": NUMBERS}}, {"a": {"c": 4}}, r"`y\['a'\]` must be a dict"),
+        (HEADS, None, "class numbers of shape"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(labels, num_classes, message):
+    with pytest.raises(ValueError, match=message):
+        MixAvg(num_classes=num_classes)(IMAGES, labels)
+
+
+def test_one_hot_heads_need_no_numbers_of_classes():
+    heads = {"first": LABELS, "second": LABELS}
+    _, mixed = MixAvg(num_classes=4).apply((LABELS, heads), PARTNERS)
+    for head in mixed.values():
+        np.testing.assert_array_equal(head, reference.averaged(LABELS, PARTNERS))
+
+
+# --- Token ids and categories ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint16"])
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 9), (6, 3, 9)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_inputs_like_token_ids_bring_one_warning(dtype, shape, nested):
+    ids = np.ones(shape, dtype)
+    x = {"ids": ids, "image": IMAGES} if nested else ids
+    layer = MixAvg()
+    with pytest.warns(UserWarning, match="token ids.*average embeddings.*one-hot col"):
+        layer(x, LABELS)
+    layer(x, LABELS)  # an error here, where every warning is one
+    with pytest.warns(UserWarning, match="cast them to float32"):
+        tf.data.Dataset.from_tensors((x, LABELS)).apply(MixAvg())
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "float32", "int32"])
+def test_images_and_quantities_bring_no_warning(dtype):
+    MixAvg()(np.ones((6, 4, 4, 3), dtype), LABELS)
+    if dtype != "int32":
+        MixAvg()(np.ones((6, 9), dtype), LABELS)
+
+
+# --- Bad input -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -552,6 +655,10 @@ NUMBERS = np.array([0, 1, 2, 3, 0, 1])
         ({"num_classes": 1}, "`num_classes` must be an integer.*num_classes=1"),
         ({"num_classes": 2.5}, "`num_classes` must be an integer.*num_classes=2.5"),
         ({"num_classes": True}, "`num_classes` must be an integer.*num_classes=True"),
+        ({"num_classes": {"a": 1}}, "`num_classes` must be an integer.*num_classes=1"),
+        ({"num_classes": [3, "b"]}, "`num_classes` must be an integer.*classes='b'"),
+        ({"seed": 0.5}, r"`seed` must be an integer, or None.*seed=0.5"),
+        ({"seed": "one"}, "`seed` must be an integer, or None.*seed='one'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -703,9 +810,50 @@ def test_strings_ragged_and_sparse_tensors_are_refused(batch, message):
         tf.data.Dataset.from_tensors(batch()).map(MixAvg())
 
 
-def test_what_is_no_array_is_refused():
-    with pytest.raises(TypeError, match="`y` must be a tensor or an array.*0 of type"):
-        MixAvg(num_classes=4)(IMAGES, [0, 1, 2, 3, 0, 1])
+class Frame:
+    """As a DataFrame is: a shape, no dtype, and a `repr` that fills the screen."""
+
+    shape = (6, 2)
+
+    def __repr__(self):
+        return "\n".join(["1.0   2.0"] * 1000)
+
+
+LONG = list(range(100_000))
+
+
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        ((IMAGES, LONG), r"`y` must be .*a list of 100000, with int \(0\)"),
+        ((LONG, NUMBERS), r"`x` must be .*a list of 100000, with int \(0\)"),
+        ((Frame(), NUMBERS), r"`x` must be .*a Frame of shape \(6, 2\)\. Convert"),
+        ((IMAGES, Frame()), r"`y` must be .*a Frame of shape \(6, 2\)\. Convert"),
+        ((IMAGES, NUMBERS, LONG), "`w` must be .*a list of 100000"),
+        (({"a": Frame(), "b": IMAGES}, NUMBERS), "`x` .*a dict of 2, with Frame"),
+        ({"images": "x" * 9999, "labels": NUMBERS}, "`images` must be .*str"),
+        (LONG, "Received: list of length 100000"),
+        ({f"column {i}": IMAGES for i in range(9999)}, "keys `images` and `labels`"),
+        (Frame(), "must be called on.*Received: Frame"),
+    ],
+)
+def test_what_is_no_array_is_refused_in_few_words(batch, message):
+    with pytest.raises((TypeError, ValueError), match=message) as error:
+        MixAvg(num_classes=4)(batch)
+    assert len(str(error.value)) < 400
+
+
+def test_class_numbers_out_of_range_do_not_print_the_batch():
+    with pytest.raises(ValueError, match="whole numbers in") as error:
+        MixAvg(num_classes=4)(np.zeros((999, 5)), np.arange(999))
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("arguments", [{"rate": LONG}, {"num_classes": "x" * 9999}])
+def test_messages_about_arguments_are_short(arguments):
+    with pytest.raises(ValueError, match="must be") as error:
+        MixAvg(**arguments)
+    assert len(str(error.value)) < 400
 
 
 def test_unknown_ranks_are_refused():

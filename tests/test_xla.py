@@ -1,4 +1,3 @@
-import keras
 import numpy as np
 import pytest
 import reference
@@ -83,15 +82,6 @@ def test_sequences_of_every_length_are_averaged_without_xla():
         np.testing.assert_array_equal(x, np.full((2, n), n))
 
 
-def test_only_the_first_batch_size_is_compiled():
-    """The rest of an epoch waits for no compilation: it is computed as ever."""
-    layer, _, mapped = batches("float32", drop_remainder=False)
-    for _ in range(2):
-        assert [len(x) for x, _ in mapped] == [8, 8, 5]
-    (size,) = layer._compiled.sizes.values()
-    assert int(size) == 8
-
-
 def test_xla_is_told_to_be_missing_when_it_fails(monkeypatch):
     def fails(*args, **kwargs):
         raise tf.errors.UnimplementedError(None, None, "no XLA")
@@ -102,14 +92,3 @@ def test_xla_is_told_to_be_missing_when_it_fails(monkeypatch):
     xla.is_there.cache_clear()
     monkeypatch.undo()
     assert xla.is_there()
-
-
-def test_a_layer_that_was_compiled_can_be_copied_and_saved():
-    layer, _, mapped = batches("float32", drop_remainder=False)
-    next(iter(mapped))
-    copied = MixAvg.from_config(layer.get_config())
-    assert copied._compiled.sizes == {}
-    restored = keras.saving.deserialize_keras_object(
-        keras.saving.serialize_keras_object(layer)
-    )
-    assert restored.get_config() == layer.get_config()

@@ -1,0 +1,283 @@
+"""What a batch must be, and the message for one that is not."""
+
+import math
+import numbers
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_mixavg._keras import has_values, in_tf_graph
+from keras_mixavg.arrays import OnHost
+from keras_mixavg.batch import (
+    AS_IS,
+    brief,
+    dtype_of,
+    holds_class_numbers,
+    is_float,
+    map_heads,
+    roles,
+)
+
+NOT_DENSE = ("RaggedTensor", "SparseTensor", "IndexedSlices", "BCOO", "BCSR")
+EXACT_UP_TO = {"float16": 2048, "bfloat16": 256}  # whole numbers
+
+
+def checked_rate(rate: Any, name: str = "rate") -> float:
+    if hasattr(rate, "dtype") and tuple(rate.shape) == ():  # such as Keras' schedules
+        rate = float(rate)
+    if not isinstance(rate, numbers.Real) or not 0 <= float(rate) <= 1:
+        raise ValueError(
+            f"`{name}` must be a float in [0, 1], the probability that a sample is "
+            f"averaged. Received: {name}={brief(rate)}. (For the number of "
+            "classes pass `num_classes`.)"
+        )
+    return float(rate)
+
+
+def checked_rates(rate: Callable[[int], float], epochs: int) -> list[float]:
+    """The rate of each epoch, as far as it is known: a list ends somewhere."""
+    rates: list[float] = []
+    try:
+        for epoch in range(epochs):
+            rates.append(checked_rate(rate(epoch), f"rate({epoch})"))
+    except LookupError:
+        if not rates:
+            raise
+    return rates
+
+
+def checked_classes(num_classes: Any) -> Any:
+    """The numbers of classes in plain dicts, lists and ints."""
+    if num_classes is None:
+        return None
+    if isinstance(num_classes, dict):
+        return {key: checked_classes(number) for key, number in num_classes.items()}
+    if isinstance(num_classes, (list, tuple)):
+        return [checked_classes(number) for number in num_classes]
+    if (
+        isinstance(num_classes, bool)
+        or not isinstance(num_classes, numbers.Integral)
+        or num_classes < 2
+    ):
+        raise ValueError(
+            "`num_classes` must be an integer of at least 2, or None for labels that "
+            "are one-hot already; for several heads a dict or a list of these. "
+            f"Received: num_classes={brief(num_classes)}"
+        )
+    return int(num_classes)
+
+
+def checked_seed(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ValueError(
+            "`seed` must be an integer, or None for other pairs in every run. "
+            f"Received: seed={brief(seed)}"
+        ) from None
+
+
+def check(batch: Any, num_classes: Any) -> None:
+    """Refuse what cannot be averaged, and say what to do."""
+    leaves: list[tuple[str, Any]] = []
+    for key, kind in roles(batch).items():
+        name = f"`{key}`" if isinstance(key, str) else ("`x`", "`y`", "`w`")[key]
+        _check_is_array(name, batch[key])
+        for leaf in keras.tree.flatten(batch[key]):
+            _check_leaf(name, leaf)
+            if leaf.shape[0] is not None:
+                leaves.append((name, leaf))
+        if kind == "labels":
+            _check_heads(name, batch[key], num_classes)
+    for name, leaf in leaves:
+        if leaf.shape[0] != leaves[0][1].shape[0]:
+            raise ValueError(
+                "The first axis is the batch and must have one size throughout. "
+                f"Received: {leaves[0][0]} of shape {_shape(leaves[0][1])} and {name} "
+                f"of shape {_shape(leaf)}. Batch the dataset before MixAvg."
+            )
+
+
+def warn_of_token_ids(batch: Any) -> bool:
+    """Warn, and say so, if an input looks like token ids or categories."""
+    for key, kind in roles(batch).items():
+        for leaf in keras.tree.flatten(batch[key]) if kind == "inputs" else ():
+            dtype = dtype_of(leaf)
+            if "int" in dtype and dtype != "uint8" and len(leaf.shape) <= 3:
+                warnings.warn(
+                    f"MixAvg averages inputs of dtype {dtype} and shape "
+                    f"{_shape(leaf)}, which look like token ids or categories. The "
+                    "midpoint of two of these means nothing: average embeddings "
+                    "instead, or make categories one-hot columns. If they are "
+                    "quantities, cast them to float32 before MixAvg.",
+                    stacklevel=4,
+                )
+                return True
+    return False
+
+
+def _check_is_array(name: str, entry: Any) -> None:
+    """Refuse lists of numbers as one, not by their first number."""
+    leaves = keras.tree.flatten(entry)
+    wrong = [leaf for leaf in leaves if not _is_array(leaf)]
+    if not wrong:
+        return
+    if isinstance(entry, (list, tuple, dict)):
+        kind = f"a {type(entry).__name__} of {len(entry)}, with"
+    else:
+        kind = "a"
+    shape = getattr(wrong[0], "shape", None)
+    of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
+    value = f" ({brief(wrong[0])})" if not of_shape else ""
+    raise TypeError(
+        f"{name} must be a tensor or an array. Received: {kind} "
+        f"{type(wrong[0]).__name__}{of_shape}{value}. Convert it with `numpy.asarray` "
+        "first."
+    )
+
+
+def _is_array(leaf: Any) -> bool:
+    return type(leaf).__name__ in NOT_DENSE or (
+        hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    )
+
+
+def _check_leaf(name: str, leaf: Any) -> None:
+    if type(leaf).__name__ in NOT_DENSE:
+        raise TypeError(
+            f"{name} must be a dense tensor. Received: a {type(leaf).__name__}. Make "
+            "it dense first, e.g. with `.to_tensor()`, `tf.sparse.to_dense` or "
+            "`padded_batch`."
+        )
+    dtype = dtype_of(leaf)
+    if not (dtype == "bool" or "int" in dtype or is_float(dtype)):
+        raise TypeError(
+            f"{name} must be numbers. Received: dtype={dtype}. Encode them as numbers "
+            "first; in a dict, put what is not to be averaged under another key."
+        )
+    if getattr(leaf.shape, "rank", 0) is None:
+        raise ValueError(
+            f"{name} must have a known number of axes. Received: a tensor of unknown "
+            "rank. Call `set_shape` on it, or `tf.ensure_shape`, before MixAvg."
+        )
+    if len(leaf.shape) == 0:
+        raise ValueError(
+            f"{name} must have a leading batch axis. Received: {name} of shape (). "
+            "MixAvg works on batches: call `dataset.batch(...)` before it."
+        )
+
+
+def _check_heads(name: str, labels: Any, num_classes: Any) -> None:
+    """Check each head of the labels with its own number of classes."""
+    _check_structure(name, labels, num_classes)
+    one_for_all = not isinstance(num_classes, (dict, list, tuple))
+    leaves = keras.tree.flatten(labels)
+    numbers = [leaf for leaf in leaves if holds_class_numbers(leaf, num_classes)]
+    if one_for_all and num_classes is not None and len(leaves) > 1 and numbers:
+        raise ValueError(
+            f"{name} has {len(leaves)} heads, one of shape {_shape(numbers[0])} and "
+            f"dtype {dtype_of(numbers[0])}. Received: num_classes={num_classes} for "
+            "all of them. Pass `num_classes` for each head, in the structure of the "
+            f'labels: {{"first": {num_classes}, "second": None}}, with None for '
+            "labels to be averaged as they are, such as regression targets."
+        )
+    map_heads(lambda leaf, own: _check_labels(name, leaf, own), labels, num_classes)
+
+
+def _check_structure(name: str, labels: Any, num_classes: Any) -> None:
+    if isinstance(num_classes, dict):
+        heads = sorted(map(str, labels)) if isinstance(labels, dict) else None
+        if heads != sorted(map(str, num_classes)):
+            what = f"the heads {brief(heads)}" if heads else _kind(labels)
+            raise ValueError(
+                f"{name} must be a dict with the keys of `num_classes`, "
+                f"{brief(sorted(map(str, num_classes)))}. Received: {what}. Name every "
+                "head in `num_classes`, with None for one to be averaged as it is."
+            )
+        for key in num_classes:
+            _check_structure(f"{name[:-1]}[{key!r}]`", labels[key], num_classes[key])
+    elif isinstance(num_classes, (list, tuple)):
+        if not isinstance(labels, (list, tuple)) or len(labels) != len(num_classes):
+            raise ValueError(
+                f"{name} must be a tuple or list of {len(num_classes)} heads, as "
+                f"`num_classes` is. Received: {_kind(labels)}. Give `num_classes` an "
+                "entry for every head, None for one to be averaged as it is."
+            )
+        for i, own in enumerate(num_classes):
+            _check_structure(f"{name[:-1]}[{i}]`", labels[i], own)
+
+
+def _kind(labels: Any) -> str:
+    if isinstance(labels, (dict, list, tuple)):
+        return f"a {type(labels).__name__} of {len(labels)}"
+    return f"a {type(labels).__name__} of shape {_shape(labels)}"
+
+
+def _check_labels(name: str, y: Any, num_classes: Any) -> None:
+    if num_classes is AS_IS:
+        return
+    if holds_class_numbers(y, num_classes):
+        if num_classes is None:
+            raise ValueError(
+                f"{name} must have shape (batch, num_classes). Received: class "
+                f"numbers of shape {_shape(y)}. Pass `num_classes` to MixAvg, or "
+                "one-hot encode them with `keras.utils.to_categorical`."
+            )
+        dtype = dtype_of(y)
+        if num_classes > EXACT_UP_TO.get(dtype, math.inf):
+            raise ValueError(
+                f"{name} of dtype {dtype} cannot tell {num_classes} classes apart. "
+                "Pass integers, or cast nothing to that dtype before MixAvg."
+            )
+        _check_range(name, y, num_classes)
+    elif len(y.shape) != 2:
+        raise ValueError(
+            f"{name} must have shape (batch, num_classes), or (batch,) or (batch, 1) "
+            f"integers. Received: shape {_shape(y)}, dtype={dtype_of(y)}. Batch the "
+            "dataset before MixAvg, and encode class numbers as integers or one-hot. "
+            "Labels at each position, such as masks, are not averaged."
+        )
+    elif num_classes is not None and y.shape[1] not in (None, num_classes):
+        raise ValueError(
+            f"{name} must have shape (batch, num_classes={num_classes}). Received: "
+            f"shape {_shape(y)}. Set `num_classes` to {y.shape[1]} or encode them with "
+            f"{num_classes} classes."
+        )
+
+
+def _check_range(name: str, y: Any, num_classes: int) -> None:
+    """Refuse class numbers outside [0, num_classes) where they are known already."""
+    if isinstance(y, keras.KerasTensor) or in_tf_graph() or not has_values(y):
+        return
+    values = OnHost.convert_to_tensor(y).astype("float64")
+    good = (values >= 0) & (values < num_classes) & (values % 1 == 0)
+    if not good.all():
+        raise ValueError(f"{_in_range(num_classes)}{values[~good][:10].tolist()}")
+
+
+def assert_class_numbers(y: Any, num_classes: int) -> None:
+    """The same in a graph of TensorFlow, where they are known when it runs."""
+    import tensorflow as tf
+
+    number = tf.cast(y, "int64")
+    good = (number >= 0) & (number < num_classes)
+    if not y.dtype.is_integer:
+        good &= tf.cast(number, y.dtype) == y
+    tf.debugging.Assert(tf.reduce_all(good), [_in_range(num_classes), y], summarize=10)
+
+
+def _in_range(num_classes: int) -> str:
+    return (
+        "`labels` must be whole numbers in [0, num_classes) = "
+        f"[0, {num_classes}). Set `num_classes` to the largest label plus one, or "
+        "correct the labels. Received: labels="
+    )
+
+
+def _shape(leaf: Any) -> tuple[int | None, ...]:
+    return tuple(leaf.shape)

@@ -1,0 +1,214 @@
+"""MixAvg in the threads and worker processes of data loaders.
+
+Every sample's label tells who it is, so the labels of a batch say its pairs.
+"""
+
+import concurrent.futures
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mixavg import MixAvg
+
+X, Y = np.arange(8, dtype="float32")[:, None], np.arange(8)
+SAMPLES = list(zip(X, Y, strict=True))
+
+
+def pairs(batch):
+    """The averaged labels of a batch, as bytes; wrong averages are seen first."""
+    x, y = (np.asarray(part) for part in batch)
+    np.testing.assert_array_equal(y.sum(axis=1), 1)
+    np.testing.assert_allclose(x, y @ X)
+    return y.tobytes()
+
+
+def layer(seed=None):
+    return MixAvg(num_classes=8, seed=seed)
+
+
+# --- Calls on arrays ------------------------------------------------------------------
+
+
+def test_arrays_come_back_as_arrays_of_their_library():
+    torch = pytest.importorskip("torch")
+    x, y = layer(1)(X, Y)
+    assert type(x) is np.ndarray and type(y) is np.ndarray
+    x, y = layer(1)(torch.from_numpy(X), torch.from_numpy(Y))
+    assert isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
+    assert x.dtype == torch.float32 and pairs((x.cpu(), y.cpu()))
+    x, y = layer(1)(tf.constant(X), tf.constant(Y))
+    assert pairs((x, y))
+    if keras.backend.backend() != "tensorflow":
+        assert isinstance(x, tf.Tensor) or isinstance(x, type(keras.ops.zeros(1)))
+
+
+def test_a_seed_repeats_calls_on_arrays_and_every_call_differs():
+    one, other = layer(3), layer(3)
+    run = [pairs(one(X, Y)) for _ in range(20)]
+    assert run == [pairs(other(X, Y)) for _ in range(20)]
+    assert len(set(run)) > 15
+    assert [pairs(layer()(X, Y)) for _ in range(5)] != run[:5]
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["arrays", "backend's tensors"])
+def test_no_two_threads_draw_the_same_pairs(ours):
+    many = np.arange(64)
+    x = many.astype("float32")[:, None]
+    if ours:
+        x = keras.ops.convert_to_tensor(x)
+    one, start = MixAvg(num_classes=64), threading.Barrier(8)
+
+    def call(_):
+        start.wait()
+        return keras.ops.convert_to_numpy(one(x, many)[1]).tobytes()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(call, range(64)))
+    assert len(set(drawn)) == 64
+
+
+def test_a_generator_of_the_caller_fixes_the_pairs():
+    def rng():
+        return np.random.default_rng([1, 2, 3])
+
+    one = layer()
+    drawn = pairs(one(X, Y, rng=rng()))
+    assert pairs(one((X, Y), rng())) == drawn == pairs(one(X, Y, rng()))
+    assert pairs(one(X, Y, rng=np.random.default_rng(9))) != drawn
+    partners = one.draw(8, rng())
+    assert pairs(one.apply((X, Y), partners)) == drawn
+
+
+def test_a_generator_in_a_graph_is_refused():
+    data = tf.data.Dataset.from_tensors((X, Y))
+    with pytest.raises(ValueError, match="`rng` draws once, when a graph is made"):
+        data.map(lambda *batch: layer()(batch, rng=np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(
+    "remake", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_copies_in_this_process_draw_as_a_new_layer_does(remake):
+    one = MixAvg(0.7, {"a": 8}, seed=3, name="pairs")
+    other = remake(one)
+    assert other.get_config() == one.get_config()
+    first = one(X, {"a": Y})[1]["a"]
+    np.testing.assert_array_equal(other(X, {"a": Y})[1]["a"], first)
+
+
+# --- grain ----------------------------------------------------------------------------
+
+
+def grain_batches(mixed):
+    grain = pytest.importorskip("grain")
+    source = grain.MapDataset.source(SAMPLES * 16).seed(5).batch(8)
+    return mixed(source).to_iter_dataset()
+
+
+def test_threads_of_grain_draw_their_own_pairs():
+    drawn = [pairs(b) for b in grain_batches(lambda data: data.map(layer()))]
+    assert len(set(drawn)) == len(drawn) == 16
+
+
+def test_random_map_of_grain_repeats_the_run():
+    one = layer()
+    runs = [
+        [pairs(b) for b in grain_batches(lambda data: data.random_map(one))]
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1] and len(set(runs[0])) == 16
+
+
+GRAIN = """
+import numpy as np
+from absl import flags
+import grain
+from keras_mixavg import MixAvg
+
+def drawn(how, layer):
+    numbers = list(zip(np.arange(8.0)[:, None], np.arange(8)))
+    data = getattr(grain.MapDataset.source(numbers * 8).seed(5).batch(8), how)(layer)
+    two = grain.MultiprocessingOptions(num_workers=2)
+    return [y.tobytes() for _, y in data.to_iter_dataset().mp_prefetch(two)]
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    first, second = (drawn("random_map", MixAvg(num_classes=8)) for _ in range(2))
+    assert first == second and len(set(first)) == 8, "random_map"
+    assert len(set(drawn("map", MixAvg(num_classes=8, seed=1)))) == 8, "map"
+    print("all differ")
+"""
+
+
+def run_program(program, tmp_path):
+    """In a process of its own: the workers of pytest's would be pytest too."""
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    result = subprocess.run(
+        [sys.executable, str(file)],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "KERAS_BACKEND": "numpy",  # which workers import in no time
+        },
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_worker_processes_of_grain_draw_their_own_pairs(tmp_path):
+    pytest.importorskip("grain")
+    assert "all differ" in run_program(GRAIN, tmp_path)
+
+
+# --- torch's DataLoader ---------------------------------------------------------------
+
+TORCH = """
+import numpy as np, torch
+from torch.utils.data import DataLoader, default_collate
+from keras_mixavg import MixAvg
+
+SAMPLES = list(zip(torch.arange(8.0)[:, None], torch.arange(8))) * 4
+
+class Collate:
+    def __init__(self, seed):
+        self.mix = MixAvg(num_classes=8, seed=seed)
+    def __call__(self, samples):
+        return self.mix(default_collate(samples))
+
+def epochs(seed, context, persistent):
+    loader = DataLoader(SAMPLES, 8, collate_fn=Collate(seed), num_workers=2,
+                        multiprocessing_context=context, persistent_workers=persistent)
+    return [y.numpy().tobytes() for _ in range(2) for _, y in loader]
+
+if __name__ == "__main__":
+    for context, persistent in CASES:
+        first, second = (epochs(1, context, persistent) for _ in range(2))
+        assert first == second, (context, "a seed repeats the run")
+        assert len(set(first)) == 8, (context, "workers and epochs differ")
+        other = epochs(None, context, persistent)
+        assert len(set(other)) == 8 and set(other) != set(first), (context, "no seed")
+    print("all differ")
+"""
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_of_a_torch_data_loader_draw_their_own_pairs(context, tmp_path):
+    pytest.importorskip("torch")
+    if context == "fork" and not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    persistent = (False, True) if context == "fork" else (False,)
+    cases = [(context, one) for one in persistent]
+    program = TORCH.replace("CASES", repr(cases))
+    assert "all differ" in run_program(textwrap.dedent(program), tmp_path)
