@@ -50,7 +50,7 @@ class DividedTable(SoftLabelTable):
         before = self.state()
         left_out = super().end_epoch(prior_count)
         divided = rows_by_division(
-            before["table"], before["evidence"], before["mass"], prior_count
+            before["table"], before["cross"], before["gram"], prior_count
         )
         self.table.assign(divided)
         return left_out

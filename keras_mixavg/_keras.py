@@ -5,19 +5,21 @@
 - `get_keras_mask`: the mask that Keras' own losses read
 - `model._tracker`: takes a metric into a built subclassed model, and out again
 - `model._distribute_strategy`: in whose scope variables must be made
-- the frame that called a hook: its end is the end of `fit`, however that comes
+- `model.train_function` and `test_function`, and what makes them anew
+- the stateless scope of JAX: which variables a traced step carries
 
 All are the same in Keras 3.10 to 3.15 but for the name of the first. The tests run with
 the oldest and the newest. If a release moves one, only this file changes.
 """
 
 import contextlib
-import sys
-from types import FrameType
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 from keras.src.backend.common.masking import get_keras_mask
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.utils.backend_utils import in_tf_graph
 
 try:
@@ -29,11 +31,16 @@ __all__ = [
     "DataLayer",  # the base that computes with TensorFlow inside `tf.data`, any backend
     "get_keras_mask",
     "in_tf_graph",  # whether it would do so now
-    "calling_callback_list",
+    "evaluates_without",
     "has_values",
+    "is_carried",
+    "is_traced_by_hand",
+    "loop_of",
+    "make_steps_anew",
     "refuse_multi_worker_strategy",
     "replicated_by_tensorflow",
     "state_scope",
+    "sync_state",
     "track_metric",
     "untrack_metric",
 ]
@@ -100,16 +107,66 @@ def refuse_multi_worker_strategy(model: Any = None) -> None:
         )
 
 
-def calling_callback_list() -> keras.callbacks.CallbackList | None:
-    """The CallbackList whose hook led to the function that calls this one, if any.
+# --- Steps and loops -----------------------------------------------------------------
 
-    It lives exactly as long as the call of `fit` that made it, also when `fit` raises,
-    of which Keras tells callbacks nothing.
+
+def make_steps_anew(model: Any) -> None:
+    """Forget the compiled steps. They are compiled again when they are next called."""
+    model.make_train_function(force=True)
+    model.make_test_function(force=True)
+
+
+class _Evaluation:
+    """A test function of Keras, during which some tables are told so.
+
+    It is told to the function that traces, so that the compiled step has no trace of
+    the table.
     """
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:  # past the hook of a subclass, or of a wrapper
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList):
-            return caller
-        frame = frame.f_back
-    return None
+
+    def __init__(self, function: Callable, tables: list[Any]) -> None:
+        self.function = function
+        self.tables = tables
+
+    def __call__(self, *args: Any) -> Any:
+        for table in self.tables:
+            table.evaluating = True
+        try:
+            return self.function(*args)
+        finally:
+            for table in self.tables:
+                table.evaluating = False
+
+
+def evaluates_without(model: Any, tables: Iterable[Any]) -> None:
+    """Have `evaluate`, validation and `test_on_batch` leave the tables out."""
+    if not isinstance(model.test_function, _Evaluation):
+        model.make_test_function(force=True)
+        model.test_function = _Evaluation(model.test_function, list(tables))
+
+
+def loop_of(model: Any) -> Callable[[], bool]:
+    """A function that tells whether no other `fit` of `model` has begun since.
+
+    Each `fit` gives the model a History of its own.
+    """
+    reference, history = weakref.ref(model), getattr(model, "history", None)
+    return lambda: getattr(reference(), "history", None) is history
+
+
+def sync_state(model: Any) -> None:
+    """On JAX, fetch the variables of a model that trains from its last step."""
+    if hasattr(model, "jax_state_sync") and get_stateless_scope() is None:
+        model.jax_state_sync()
+
+
+def is_traced_by_hand(tensor: Any) -> bool:
+    """Whether JAX traces a function that carries no variables of Keras along."""
+    if keras.backend.backend() != "jax" or get_stateless_scope() is not None:
+        return False
+    return not has_values(tensor)
+
+
+def is_carried(variable: Any) -> bool:
+    """Whether a step of JAX that is being traced takes `variable` along."""
+    scope = get_stateless_scope() if keras.backend.backend() == "jax" else None
+    return scope is None or scope.get_current_value(variable) is not None

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_mixavg import equations
 from keras_mixavg._keras import (
-    calling_callback_list,
+    evaluates_without,
+    loop_of,
+    make_steps_anew,
     refuse_multi_worker_strategy,
     replicated_by_tensorflow,
     state_scope,
@@ -19,7 +22,7 @@ from keras_mixavg._keras import (
     untrack_metric,
 )
 from keras_mixavg.losses import SoftLabelCrossentropy
-from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
+from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 
 COLLECT = ("correct", "all")
 FADE_OUT = 0.3
@@ -37,13 +40,15 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     The table belongs to the loss: another `fit` goes on from it, with this or a new
     callback, and whatever saves the model saves it: `model.save`, `BackupAndRestore`,
-    `ModelCheckpoint`. When `fit` ends, or dies of an exception, the loss is
-    plain cross-entropy again, and the model has the metrics, variables and compiled
-    functions of one that never knew the method. Evidence of an unfinished epoch counts
-    for the next one. Samples with a prediction, label or sample weight that is not
-    finite, or with a negative weight, are left out of it, with a warning an epoch.
+    `ModelCheckpoint`. From the first `fit` on it is one of the model's metrics, one
+    that reports nothing; without this callback the loss stays plain cross-entropy.
+    What an unfinished epoch has collected counts for the next one. Samples with a
+    prediction, label or sample weight that is not finite, with a negative weight, or
+    with a class number that does not exist are left out, with a warning an epoch.
 
-    Put it before `CSVLogger` and others that read the logs at the epoch's end.
+    Put it before `CSVLogger` and others that read the logs at the epoch's end. A loop
+    of your own calls its hooks through a `keras.callbacks.CallbackList`, as
+    docs/own_loops.md shows.
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX) for
     the idea, "Delving Deep into Label Smoothing" (arXiv 2011.12562) for class-wise
@@ -69,7 +74,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     Raises:
         ValueError: for bad arguments; when training starts, if the model is not
             compiled with a `SoftLabelCrossentropy`, or with the same one for several
-            outputs or one that has trained another model, if `fit` gets two of these
+            outputs or one that has trained another model, with two of these
             callbacks, if `fade_out` is given where `global_weight` is a callable or
             the number of epochs unknown, or if, on JAX, a `metrics` property of the
             model's own hides the table from Keras.
@@ -121,23 +126,41 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
         self._weights: dict[str, float] = {}  # of the running epoch, else empty
-        self._skipped: dict[str, int] = {}  # steps without the table before the epoch
+        self._steps: dict[str, int] = {}  # collected when the epoch began
+        self._iterations: int | None = None  # of the optimizer, when it began
+        self._told: set[str] = set()  # what has been said in this training
 
     @property
     def table(self) -> Any:
         """`(num_classes, num_classes)` float32 array, a copy; a dict of such by output
         name if the model is compiled with a list or dict of losses."""
-        tables = {
-            name: numpy_of(table.table)
-            for name, table in self._tables.items()
-            if table.num_classes
+        tables = self._tables
+        if not tables and self.model is not None:
+            losses = _soft_label_losses(self.model)
+            tables = {name: loss.table for name, loss in losses.items()}
+        known = {
+            name: table.numpy()
+            for name, table in tables.items()
+            if table.num_classes or table.loaded_classes
         }
-        if not tables:
+        if not known:
             raise RuntimeError(
                 "There is no table before the first batch of training. Pass this "
-                "callback to `model.fit(callbacks=[...])` first."
+                "callback to `model.fit(callbacks=[...])` first. The table of a model "
+                "that is loaded, or that trained with another callback, is "
+                "`model.loss.table.numpy()`."
             )
-        return tables[""] if "" in tables else tables
+        return known[""] if "" in known else known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: all but the model and what belongs to it."""
+        of_the_model: dict[str, dict] = {
+            "_losses": {},
+            "_tables": {},
+            "_weights": {},
+            "_steps": {},
+        }
+        return {**self.__dict__, "_model": None, **of_the_model}
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
@@ -145,36 +168,55 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
-        fit = calling_callback_list()
-        if fit and sum(isinstance(c, GlobalSoftLabel) for c in fit.callbacks) > 1:
-            raise ValueError(
-                "`fit` must get one GlobalSoftLabel: it serves every output of the "
-                f"model. Received: callbacks={fit.callbacks}. Remove the others."
-            )
         refuse_multi_worker_strategy(model)
         self._losses = _soft_label_losses(model)
         params: dict[str, Any] = self.params or {}
         self._epochs = params.get("epochs")
         self._check_fade_out()
-        self._tables = {}
+        self._tables = {name: loss.table for name, loss in self._losses.items()}
         self._weights = {}
-        # Keras calls no hook when `fit` raises: its callback list going is the sign.
-        release = weakref.finalize(
-            fit or self, _detach, model, self._losses, self._tables
-        )
-        release.atexit = False
-        for name, loss in self._losses.items():
-            table = loss.table
-            _claim(table, model)
-            table.release()  # from a `fit` that raised and is not yet cleared away
-            table.release = release
-            table.collect = self.collect
+        self._told = set()
+        _forget_other_tables(model, list(self._tables.values()))
+        for name, table in self._tables.items():
+            self._claim(name, table)
+            table.disable()  # after an exception
             self._build_if_known(name, table)
-            track_metric(model, _attribute(name), table)
+        if self._attach(model):
+            make_steps_anew(model)
+        evaluates_without(model, self._tables.values())
+
+    def _claim(self, name: str, table: SoftLabelTable) -> None:
+        model, loss = self.model, self._losses[name]
+        if table.owner is not None and table.owner() is not model:
+            raise ValueError(
+                "The SoftLabelCrossentropy of this model has trained another model, "
+                "whose soft-label table it holds. Compile each model with a "
+                "SoftLabelCrossentropy(...) of its own."
+            )
+        table.owner = weakref.ref(model)
+        if loss.lost_table and not table.learnt:
+            warnings.warn(
+                "The loss of this model was made from the configuration of one with "
+                "a soft-label table, and the table did not come with it, which now "
+                "starts as the identity. Save and load with the format .keras, or with "
+                "`save_weights` and `load_weights`, to keep it.",
+                stacklevel=3,
+            )
+        loss.lost_table = False
+
+    def _attach(self, model: Any) -> bool:
+        """Make the tables metrics of the model; whether its steps must be made anew."""
+        changed = False
+        for name, table in self._tables.items():
+            attribute, loss = _attribute(name), self._losses[name]
+            if getattr(model, attribute, None) is not table:
+                track_metric(model, attribute, table)
+                changed = True
+            changed = changed or table.collect != self.collect
+            table.collect = self.collect
             loss.attached = True
-            self._tables[name] = table
         _check_carried(model, self._tables)
-        _retrace(model)
+        return changed
 
     def _check_fade_out(self) -> None:
         if not self.fade_out:
@@ -210,46 +252,86 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                 table.build(num_classes)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        for name, table in self._tables.items():
-            self._build_if_known(name, table)  # BackupAndRestore may have loaded it
-            if table.num_classes and table.epoch < epoch and numpy_of(table.steps) > 0:
-                self._end_epoch(name, table)  # saved between the epoch's end and (8)
-            table.epoch = epoch
         self._weights = {
             name: self._weight(loss, epoch) for name, loss in self._losses.items()
         }
-        self._skipped = {
-            name: self._steps_without(table) for name, table in self._tables.items()
-        }
-        self._arm()
+        self._iterations = self._optimizer_iterations()
+        for name, table in self._tables.items():
+            if table.enabled and (table.user() is not self or table.epoch == epoch):
+                raise ValueError(
+                    "A model must train with one GlobalSoftLabel: it serves every "
+                    "output. Remove the others from the callbacks."
+                )
+            self._build_if_known(name, table)  # BackupAndRestore may have loaded it
+            if table.num_classes and table.epoch < epoch and view_of(table.steps) > 0:
+                self._end_epoch(name, table)  # saved between the epoch's end and (8)
+            table.epoch, table.user = epoch, weakref.ref(self)
+            self._steps[name] = _steps(table)
+        self._enable()
 
     def on_test_begin(self, logs: Any = None) -> None:
         for table in self._tables.values():
-            table.reset_state()
+            table.disable()
 
     def on_test_end(self, logs: Any = None) -> None:
-        self._arm()
+        self._enable()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         for name, table in self._tables.items():
-            skipped = self._steps_without(table) - self._skipped[name]
-            if skipped > 0:
-                warnings.warn(
-                    f"{skipped} steps of epoch {epoch} trained without global soft "
-                    "labels and left no evidence, since something reset the model's "
-                    "metrics, such as `model.evaluate` in another callback. Pass this "
-                    "GlobalSoftLabel to it: `evaluate(..., callbacks=[...])`.",
-                    stacklevel=2,
-                )
-            table.reset_state()
+            table.disable()
+            if _steps(table) <= self._steps[name] and self._has_trained():
+                self._tell_of_no_step(name, epoch)
             if table.num_classes is None:  # not one batch came
                 continue
+            self._tell_of_accuracy(table)
             self._end_epoch(name, table)
             if logs is not None:
                 prefix = f"{name}_" if name else ""
                 for statistic, value in table.statistics().items():
                     logs[prefix + statistic] = value
         self._weights = {}
+
+    def _optimizer_iterations(self) -> int | None:
+        optimizer = self.model.optimizer
+        return None if optimizer is None else int(view_of(optimizer.iterations))
+
+    def _has_trained(self) -> bool:
+        iterations = self._optimizer_iterations()
+        return iterations is None or iterations != self._iterations
+
+    def _tell_of_no_step(self, name: str, epoch: int) -> None:
+        if name in self._told:
+            return
+        self._told.add(name)
+        of_output = f" of output {name!r}" if name else ""
+        warnings.warn(
+            f"Epoch {epoch} trained without the global soft labels{of_output}: no step "
+            "called the loss that the model is compiled with. A `train_step` of your "
+            "own calls `self.compute_loss(x, y, y_pred, sample_weight)`, on JAX "
+            "`self.stateless_compute_loss(...)`; a `compute_loss` of your own calls "
+            "`super().compute_loss(...)` or `self.loss(y, y_pred)`; a loop of your own "
+            "calls `model.train_on_batch`.",
+            stacklevel=3,
+        )
+
+    def _tell_of_accuracy(self, table: SoftLabelTable) -> None:
+        """Once, and only if pairs of classes have come."""
+        plain = any(
+            isinstance(metric, keras.metrics.CategoricalAccuracy)
+            for several in self.model.metrics
+            for metric in getattr(several, "metrics", [])
+        )
+        if "accuracy" in self._told or not plain:
+            return
+        gram = view_of(table.gram)
+        if np.count_nonzero(gram) > np.count_nonzero(gram.diagonal()):
+            self._told.add("accuracy")
+            warnings.warn(
+                "Keras' accuracy counts only the lower class number of an averaged "
+                "pair as right. Compile with metrics="
+                "[keras_mixavg.SoftLabelAccuracy()] to have both counted.",
+                stacklevel=3,
+            )
 
     def _end_epoch(self, name: str, table: SoftLabelTable) -> None:
         left_out = table.end_epoch(self.prior_count)
@@ -258,23 +340,18 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             warnings.warn(
                 f"{left_out} samples{output} were left out of the soft-label table in "
                 f"epoch {table.epoch}: their predictions, labels or sample weights are "
-                "not finite, or their sample weights negative. The loss had them all.",
+                "not finite, their sample weights negative, or their labels of no "
+                "class (numbers count from 0 on). The loss had them all.",
                 stacklevel=2,
             )
 
     def on_train_end(self, logs: Any = None) -> None:
         for table in self._tables.values():
-            table.release()
+            table.disable()
 
-    def _arm(self) -> None:
+    def _enable(self) -> None:
         for name, weight in self._weights.items():
-            self._tables[name].arm(weight)
-
-    def _steps_without(self, table: SoftLabelTable) -> int:
-        if self.model.optimizer is None:  # a train_step with one of its own
-            return 0
-        collected = 0 if table.num_classes is None else numpy_of(table.steps)
-        return int(numpy_of(self.model.optimizer.iterations) - collected)
+            self._tables[name].enable(weight, loop_of(self.model))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -317,14 +394,27 @@ def _attribute(name: str) -> str:
     return f"soft_label_table_{name}" if name else "soft_label_table"
 
 
-def _claim(table: SoftLabelTable, model: Any) -> None:
-    if table.owner is not None and table.owner() is not model:
-        raise ValueError(
-            "The SoftLabelCrossentropy of this model has trained another model, whose "
-            "soft-label table it holds. Compile each model with a "
-            "SoftLabelCrossentropy(...) of its own."
-        )
-    table.owner = weakref.ref(model)
+def _steps(table: SoftLabelTable) -> int:
+    return int(view_of(table.steps)) if table.num_classes else 0
+
+
+def _forget_other_tables(model: Any, tables: list[SoftLabelTable]) -> None:
+    """Those of losses that the model was compiled with before."""
+    others = {
+        attribute: value
+        for attribute, value in vars(model).items()
+        if isinstance(value, SoftLabelTable)
+        and not any(value is table for table in tables)
+    }
+    for attribute, table in others.items():
+        untrack_metric(model, attribute, table)
+        if table.learnt and not any(table.learnt for table in tables):
+            warnings.warn(
+                "The model was compiled with a new SoftLabelCrossentropy since it last "
+                "trained with GlobalSoftLabel, so its soft-label table starts anew. To "
+                "go on with the table compile with the same object, `loss=model.loss`.",
+                stacklevel=3,
+            )
 
 
 def _num_classes(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | None:
@@ -370,21 +460,3 @@ def _check_carried(model: Any, tables: dict[str, SoftLabelTable]) -> None:
             f"own property does not. Received: model.metrics={model.metrics!r}. Have "
             "it return [*super().metrics, ...]."
         )
-
-
-def _detach(
-    model: Any,
-    losses: dict[str, SoftLabelCrossentropy],
-    tables: dict[str, SoftLabelTable],
-) -> None:
-    """Undo what training began with. Assigns no variable: it may run at any moment."""
-    for name, table in tables.items():
-        losses[name].attached = False
-        untrack_metric(model, _attribute(name), table)
-    _retrace(model)
-
-
-def _retrace(model: Any) -> None:
-    """Forget the compiled steps: they hold the loss as it was when first called."""
-    model.make_train_function(force=True)
-    model.make_test_function(force=True)

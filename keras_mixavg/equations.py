@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_mixavg import ridge
+
 Tensor = Any
 
 
@@ -65,6 +67,43 @@ def average_of_bytes(values: Tensor, partners: Tensor, xp: Any = np) -> Tensor:
     return xp.bitwise_or(values, partners) - half_difference
 
 
+def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
+    """Labels as rows: class numbers become one-hot, rows stay as they are.
+
+    Args:
+        labels: class numbers, `(...)` or `(..., 1)`, or soft labels,
+            `(..., num_classes)`.
+        predictions: `(..., num_classes)`, of more than one class.
+
+    Returns:
+        `(..., num_classes)`.
+
+    Example:
+
+    >>> np.asarray(one_hot(np.array([2, 0]), np.zeros((2, 3))))
+    array([[0., 0., 1.],
+           [1., 0., 0.]], dtype=float32)
+    """
+    num_classes = predictions.shape[-1]
+    if getattr(labels.shape, "rank", 0) is None:  # TensorFlow, of both kinds by turns
+        return ops.cond(
+            ops.equal(ops.size(labels), ops.size(predictions)),
+            lambda: ops.cast(ops.reshape(labels, ops.shape(predictions)), "float32"),
+            lambda: ops.one_hot(
+                ops.cast(ops.reshape(labels, ops.shape(predictions)[:-1]), "int32"),
+                num_classes,
+                dtype="float32",
+            ),
+        )
+    if len(labels.shape) == len(predictions.shape):
+        if labels.shape[-1] != 1 or num_classes == 1:
+            return labels
+        labels = ops.squeeze(labels, -1)
+    elif len(labels.shape) + 1 != len(predictions.shape):
+        return labels
+    return ops.one_hot(ops.cast(labels, "int32"), num_classes, dtype="float32")
+
+
 def global_soft_labels(labels: Tensor, table: Tensor) -> Tensor:
     """Equation (4): `labels @ table`.
 
@@ -116,13 +155,13 @@ def fading(epoch: int, epochs: int, fade_out: float) -> float:
     return min(1.0, max(0.0, (epochs - epoch) / (fade_out * epochs)))
 
 
-def crossentropy(targets: Tensor, predictions: Tensor, from_logits: bool) -> Tensor:
-    """Equation (6): `-sum(targets * log(probabilities))` over the last axis.
+def crossentropy(goals: Tensor, predictions: Tensor, from_logits: bool) -> Tensor:
+    """Equation (6): `-sum(goals * log(probabilities))` over the last axis.
 
     Keras' own, so that it equals `keras.losses.CategoricalCrossentropy` to the bit.
 
     Args:
-        targets: `(..., num_classes)`.
+        goals: t, `(..., num_classes)`.
         predictions: logits or probabilities, `(..., num_classes)`.
         from_logits: which of the two they are.
 
@@ -135,13 +174,14 @@ def crossentropy(targets: Tensor, predictions: Tensor, from_logits: bool) -> Ten
     >>> np.asarray(loss).round(4)
     array([0.6931], dtype=float32)
     """
-    return ops.categorical_crossentropy(targets, predictions, from_logits=from_logits)
+    return ops.categorical_crossentropy(goals, predictions, from_logits=from_logits)
 
 
 def evidence(labels: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     """Equation (7), one batch of it: `sum_i weights_i * outer(labels_i, values_i)`.
 
-    With the probabilities as `values` it adds to N, with the labels to M.
+    With the probabilities as `values` it adds to N, the cross-product of labels and
+    predictions; with the labels to M, their Gram matrix.
 
     Args:
         labels: local soft labels, `(samples, num_classes)`.
@@ -162,21 +202,22 @@ def evidence(labels: Tensor, values: Tensor, weights: Tensor) -> Tensor:
 
 
 def updated_table(
-    table: np.ndarray, evidence: np.ndarray, mass: np.ndarray, prior_count: float
+    table: np.ndarray, cross: np.ndarray, gram: np.ndarray, prior_count: float
 ) -> np.ndarray:
-    """Equation (8): `inv(mass + k I) @ (evidence + k table)`, then rows to the simplex.
+    """Equation (8): `inv(gram + k I) @ (cross + k table)`, then rows to the simplex.
 
-    `k = prior_count + 1e-6 * trace(mass) / num_classes`: the old table counts as `k`
-    examples of each class. Solved in float64. A class without evidence keeps its row.
+    `k = prior_count + 1e-6 * trace(gram) / num_classes`: the old table counts as `k`
+    examples of each class. A class without evidence keeps its row.
 
     Args:
         table: S, `(num_classes, num_classes)`, rows summing to one.
-        evidence: N, `(num_classes, num_classes)`.
-        mass: M, `(num_classes, num_classes)`.
+        cross: N, `(num_classes, num_classes)`.
+        gram: M, `(num_classes, num_classes)`.
         prior_count: how many examples the old table counts for, not negative.
 
     Returns:
-        The new S, `(num_classes, num_classes)` float64, rows summing to one.
+        The new S, `(num_classes, num_classes)`, rows summing to one. In float64, or
+        from 500 classes on in float32, see `ridge.solve`.
 
     Example:
 
@@ -185,16 +226,11 @@ def updated_table(
     array([[0.65, 0.35],
            [0.  , 1.  ]])
     """
-    num_classes = len(table)
-    # In place from here on: at many classes each of these is a large array.
-    system, solution = np.array(mass, "float64"), np.array(evidence, "float64")
-    k = prior_count + 1e-6 * np.trace(system) / num_classes
+    k = prior_count + 1e-6 * float(np.trace(gram, dtype="float64")) / len(table)
     if k == 0:  # neither evidence nor a prior: nothing to learn from
         return np.array(table, "float64")
-    system[np.diag_indices(num_classes)] += k
-    solution += np.multiply(k, table, dtype="float64")
-    solution = np.linalg.solve(system, solution)
-    np.maximum(solution, 0.0, out=solution)
+    solution = ridge.solve(gram, cross, table, k)
+    np.maximum(solution, 0.0, out=solution)  # in place: each may be a large array
     sums = solution.sum(axis=1, keepdims=True)
     solution[sums[:, 0] <= 0] = table[sums[:, 0] <= 0]
     solution /= np.where(sums > 0, sums, 1.0)

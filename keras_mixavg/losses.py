@@ -1,6 +1,8 @@
 """SoftLabelCrossentropy: the cross-entropy that reads the table."""
 
+import json
 import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,13 @@ import keras
 from keras import ops
 
 from keras_mixavg import equations
-from keras_mixavg._keras import get_keras_mask, refuse_multi_worker_strategy
+from keras_mixavg._keras import (
+    get_keras_mask,
+    is_carried,
+    is_traced_by_hand,
+    refuse_multi_worker_strategy,
+    sync_state,
+)
 from keras_mixavg.soft_label_table import SoftLabelTable
 
 Tensor = Any
@@ -25,6 +33,17 @@ class SoftLabelCrossentropy(keras.losses.Loss):
 
     The table of soft labels belongs to the loss, and is saved and loaded with the model
     that is compiled with it. A loss with a trained table serves that model only.
+    `loss.table.numpy()` is a copy of it, `(num_classes, num_classes)`.
+
+    Called by hand between two epochs or after `fit` it is plain cross-entropy. In an
+    epoch of a loop with the callback a call counts as a training step, unless
+    it comes between the callback's `on_test_begin` and `on_test_end`. When `fit` dies
+    of an exception that goes on until the next `fit`; Keras' `evaluate` and
+    `test_on_batch` are plain at any time.
+
+    There is no `label_smoothing`: (5) smooths labels, by what has been learnt, and
+    `val_loss` would no longer be that of others. Labels that are smoothed beforehand
+    may be passed. There is no `axis` either, the classes are on the last one.
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX);
     equations (4)-(7) of the method card, README.md in this package.
@@ -45,15 +64,16 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         dtype: as in `keras.losses.Loss`. The evidence is float32 in any case.
 
     Call arguments:
-        y_true: local soft labels, one-hot ones included, `(..., num_classes)`.
-        y_pred: logits or probabilities, of the same shape.
+        y_true: local soft labels, one-hot ones included, `(..., num_classes)`, or class
+            numbers, `(...)` or `(..., 1)`.
+        y_pred: logits or probabilities, `(..., num_classes)`.
         sample_weight: optional, `(...)` or a shape that broadcasts to it. It weighs the
             loss as always, and the evidence. A Keras mask on `y_pred` does so too.
 
     Raises:
         ValueError: for `num_classes` below 2, `global_weight` outside [0, 1] or a
-            callable returning such, integer class numbers as `y_true`, shapes that
-            differ, predictions of another width than `num_classes` or the table.
+            callable returning such or that Keras cannot save, shapes that differ,
+            predictions of another width than `num_classes` or the table.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -82,14 +102,17 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 f"from the predictions. Received: num_classes={num_classes!r}"
             )
         refuse_multi_worker_strategy()
-        if not callable(global_weight):
+        if callable(global_weight):
+            _check_can_be_saved(global_weight)
+        else:
             _check_weight(global_weight, "global_weight")
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.num_classes = num_classes
         self.global_weight = global_weight
         self.from_logits = from_logits
         self.table = SoftLabelTable()
-        self.attached = False  # while GlobalSoftLabel trains
+        self.attached = False  # from the first training with GlobalSoftLabel on
+        self.lost_table = False  # whether it comes from a configuration that had one
         self.seen_classes: int | None = None  # the width of the last predictions
 
     def weight_at(self, epoch: int) -> float:
@@ -104,20 +127,42 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor:
         mask = get_keras_mask(y_pred)
-        y_true = ops.convert_to_tensor(y_true)
-        shape = tuple(ops.convert_to_tensor(y_pred).shape)
+        predictions = ops.convert_to_tensor(y_pred)
+        y_true = equations.one_hot(ops.convert_to_tensor(y_true), predictions)
+        shape = tuple(predictions.shape)
         self._check_shapes(tuple(y_true.shape), shape)
         self.seen_classes = shape[-1]
-        if self.attached and self.table.num_classes is None:
-            self.table.build(shape[-1])
-        if self.attached:  # first: Keras on torch multiplies the weights in place
+        if self._uses_table(y_pred):  # first: torch changes the weights
             self._collect(self.table, y_true, y_pred, sample_weight, mask)
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        if self.attached:
+        if self._uses_table(y_pred):
             y_true = self.table.targets(y_true)
         return equations.crossentropy(y_true, y_pred, self.from_logits)
+
+    def _uses_table(self, y_pred: Tensor) -> bool:
+        """Whether this call is to look at the table, which may be disabled."""
+        table = self.table
+        if not self.attached or table.evaluating:
+            return False
+        if is_traced_by_hand(y_pred):
+            if table.enabled:
+                warnings.warn(
+                    "On JAX the soft-label table cannot be read or changed in a "
+                    "function that calls the loss by itself, which trains on plain "
+                    "labels. Call `model.stateless_compute_loss(trainable_variables, "
+                    "non_trainable_variables, metrics_variables, x=..., y=..., "
+                    "y_pred=...)` there and pass its variables on.",
+                    stacklevel=2,
+                )
+            return False
+        if table.num_classes is None:
+            table.build(y_pred.shape[-1])
+        if not is_carried(table.weight):
+            return False
+        sync_state(table.owner() if table.owner else None)
+        return True
 
     def _collect(
         self,
@@ -140,17 +185,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 elif extra == -1 and weights.shape[-1] == 1:  # (batch,) for (batch, 1)
                     factor = ops.expand_dims(factor, -1)
                 weights = weights * factor
-        table.update_state(labels, probabilities, weights)
+        table.add_batch(labels, probabilities, weights)
 
     def _check_shapes(self, y_true: tuple, y_pred: tuple) -> None:
-        if len(y_true) + 1 == len(y_pred) or (y_true[-1:] == (1,) and y_pred[-1] != 1):
-            raise ValueError(
-                "`y_true` must hold soft labels of shape (..., num_classes). Received: "
-                f"y_true.shape={y_true}, y_pred.shape={y_pred}. Pass the dataset "
-                "through MixAvg(num_classes=...), validation data through "
-                "MixAvg(rate=0, num_classes=...), or one-hot encode the labels with "
-                "keras.utils.to_categorical."
-            )
         if y_pred[-1] == 1:
             raise ValueError(
                 "`y_pred` must have an entry for each of at least two classes. "
@@ -159,9 +196,10 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             )
         if len(y_true) != len(y_pred) or _differ(y_true[-1], y_pred[-1]):
             raise ValueError(
-                "`y_true` and `y_pred` must have the same shape (..., num_classes). "
-                f"Received: y_true.shape={y_true}, y_pred.shape={y_pred}. Make the "
-                "last layer of the model and the labels agree on the classes."
+                "`y_true` and `y_pred` must have the same shape (..., num_classes), or "
+                "`y_true` be class numbers of shape (...). Received: "
+                f"y_true.shape={y_true}, y_pred.shape={y_pred}. Make the last layer of "
+                "the model and the labels agree on the classes."
             )
         for owner, expected in (
             ("num_classes of this loss", self.num_classes),
@@ -186,16 +224,21 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             ),
             "from_logits": self.from_logits,
             "dtype": self.dtype,
+            # No argument. It tells a loss that comes without the table what it lacks.
+            **({"has_table": True} if self.table.learnt or self.lost_table else {}),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "SoftLabelCrossentropy":
         config = dict(config)
+        has_table = config.pop("has_table", False)
         if isinstance(config.get("global_weight"), dict):
             config["global_weight"] = keras.saving.deserialize_keras_object(
                 config["global_weight"]
             )
-        return cls(**config)
+        loss = cls(**config)
+        loss.lost_table = has_table
+        return loss
 
 
 def _check_weight(weight: Any, name: str) -> None:
@@ -204,6 +247,21 @@ def _check_weight(weight: Any, name: str) -> None:
             f"`{name}` must be a float in [0, 1], the share of the global soft label "
             f"in the target. Received: {weight!r}"
         )
+
+
+def _check_can_be_saved(function: Callable[[int], float]) -> None:
+    """Keras would tell, but only when a checkpoint of the model is due."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras' word on lambdas comes in due time
+            json.dumps(keras.saving.serialize_keras_object(function))
+    except Exception as error:
+        raise ValueError(
+            "A callable `global_weight` is saved with the model, and this one cannot "
+            f"be. Received: global_weight={function!r}. Pass a function, or an object "
+            "with `get_config` whose class has the decorator "
+            "keras.saving.register_keras_serializable()."
+        ) from error
 
 
 def _differ(size: int | None, other: int | None) -> bool:

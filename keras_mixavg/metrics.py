@@ -21,8 +21,9 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
         dtype: as in `keras.metrics.Metric`.
 
     Call arguments:
-        y_true: one-hot or soft labels, `(..., num_classes)`.
-        y_pred: logits or probabilities, of the same shape.
+        y_true: one-hot or soft labels, `(..., num_classes)`, or class numbers, `(...)`
+            or `(..., 1)`.
+        y_pred: logits or probabilities, `(..., num_classes)`.
         sample_weight: optional, `(...)`.
 
     Raises:
@@ -44,8 +45,9 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
 
 
 def _accuracy(y_true: Any, y_pred: Any) -> Any:
-    y_true = keras.ops.convert_to_tensor(y_true, dtype="float32")
     y_pred = keras.ops.convert_to_tensor(y_pred)
+    y_true = equations.one_hot(keras.ops.convert_to_tensor(y_true), y_pred)
+    y_true = keras.ops.cast(y_true, "float32")
     if len(y_true.shape) != len(y_pred.shape) or y_true.shape[-1] != y_pred.shape[-1]:
         raise ValueError(
             "`y_true` and `y_pred` must have the same shape (..., num_classes). "

@@ -9,12 +9,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mixavg import equations, two_rows
+from keras_mixavg import equations
+from keras_mixavg._keras import sync_state
 
 Tensor = Any
 
 ONE_VALUE = "only_first_replica"  # the same on every replica; "sum" would multiply it
-SAVED = ("table", "evidence", "mass", "steps")
+SAVED = ("table", "cross", "gram", "steps")
+OLD_NAMES = {"evidence": "cross", "mass": "gram"}  # in files of version 0.1
+LARGE = 5000  # classes, from which on a table is worth a warning
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -23,17 +26,23 @@ class SoftLabelTable(keras.metrics.Metric):
 
     Each `SoftLabelCrossentropy` has one, and with it the table is saved and loaded
     wherever Keras saves and loads the state of a model. `GlobalSoftLabel` makes it one
-    of the model's metrics while it trains, because that is what every backend carries
-    through a train step; it reports nothing and outlives the epochs. Users read it
-    through `GlobalSoftLabel.table`.
+    of the model's metrics, because that is what every backend carries through a train
+    step; as a metric it reports nothing, and updating it does nothing.
 
-    While `armed` it weighs in the loss and collects evidence, else it does neither.
-    Keras resets the metrics at the start of each epoch and each evaluation, and
-    `reset_state` disarms: whatever runs next without the callback sees plain labels.
+    While enabled it weighs in the loss and collects from it, else it does neither.
+    A test function of Keras sets `evaluating`, and neither happens there.
 
     Args:
-        collect: `"correct"` or `"all"`, the samples that count as evidence.
+        collect: `"correct"` or `"all"`, the samples to learn from.
         name: name of the metric.
+
+    Example:
+
+    >>> table = SoftLabelTable()
+    >>> table.build(num_classes=2)
+    >>> table.numpy()
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
     """
 
     def __init__(
@@ -42,23 +51,35 @@ class SoftLabelTable(keras.metrics.Metric):
         super().__init__(name=name, dtype="float32")
         self.collect = collect
         self.num_classes: int | None = None  # once it is built
-        self.epoch = 0  # that the evidence is of
+        self.epoch = 0  # the running one, or the last
+        self.learnt = False  # whether it has ever been more than the identity
         self.owner: weakref.ref | None = None  # the model that trains with it
-        self.release: Callable[[], Any] = lambda: None  # undoes the attachment, if any
-        self._armed_weight = 0.0
-        self._armed = False
+        self.user: Callable[[], Any] = lambda: None  # the callback that enabled it
+        self.evaluating = False
+        self._weight = 0.0
+        self._enabled = False
+        self._still_runs: Callable[[], bool] = lambda: False
         self._loaded: dict[str, np.ndarray] = {}  # until it is built
+        self._refused = False  # whether the last state to be loaded was
 
     def build(self, num_classes: int) -> None:
         """Create the variables, the table as loaded or else the identity."""
+        if num_classes >= LARGE:
+            gigabytes = 4 * num_classes**2 / 1e9
+            warnings.warn(
+                f"The soft-label table of {num_classes} classes takes "
+                f"{3 * gigabytes:.1f} GB of memory, about twice that at the end of an "
+                "epoch, and as much in each checkpoint.",
+                stacklevel=2,
+            )
         shape = (num_classes, num_classes)
         # In use: its weight, and whether it collects.
-        self.weight = self._variable("weight", (), float(self._armed_weight))
-        self.collecting = self._variable("collecting", (), float(self._armed))
+        self.weight = self._variable("weight", (), float(self._weight))
+        self.collecting = self._variable("collecting", (), float(self._enabled))
         # Learnt: S, N and M.
         self.table = self._variable("table", shape, "identity")
-        self.evidence = self._variable("evidence", shape, aggregation="sum")
-        self.mass = self._variable("mass", shape, aggregation="sum")
+        self.cross = self._variable("cross", shape, aggregation="sum")
+        self.gram = self._variable("gram", shape, aggregation="sum")
         # Counted in the running epoch: steps collected, and samples left out.
         self.steps = self._variable("steps", ())
         self.left_out = self._variable("left_out", (), aggregation="sum")
@@ -85,24 +106,182 @@ class SoftLabelTable(keras.metrics.Metric):
         """The number of classes of a loaded state that waits for the variables."""
         return len(self._loaded["table"]) if self._loaded else None
 
-    def arm(self, weight: float) -> None:
-        """Weigh in with `weight`, and collect evidence."""
-        self._arm(weight, True)
+    # --- In use or not ---------------------------------------------------------------
+
+    def enable(
+        self, weight: float, still_runs: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Weigh in with `weight`, and collect, until disabled.
+
+        Args:
+            weight: a of equation (5).
+            still_runs: tells, when Keras resets the metrics, whether the training that
+                enabled the table goes on. If not, it has ended with an exception.
+        """
+        self._still_runs = still_runs
+        self._set(weight, True)
+
+    def disable(self) -> None:
+        """Neither weigh in nor collect. What has been learnt stays."""
+        self._set(0.0, False)
 
     def reset_state(self) -> None:
-        """Disarm. The table and the evidence stay."""
-        self._arm(0.0, False)
+        """Called by Keras: disable, unless the training that enabled it still runs."""
+        if not (self._enabled and self._still_runs()):
+            self.disable()
 
-    def _arm(self, weight: float, armed: bool) -> None:
-        self._armed_weight, self._armed = weight, armed
+    def _set(self, weight: float, enabled: bool) -> None:
+        self._weight, self._enabled = weight, enabled
         if self.num_classes is not None:
             self.weight.assign(weight)
-            self.collecting.assign(float(armed))
+            self.collecting.assign(float(enabled))
+
+    @property
+    def enabled(self) -> bool:
+        return self._enabled
+
+    def _when(
+        self, flag: Tensor, known: float, then: Callable, otherwise: Callable
+    ) -> Any:
+        """`then()` if the variable `flag` is positive. On torch the host, which has
+        the value too as `known`, need not wait for the device to tell."""
+        if keras.backend.backend() == "torch":
+            return then() if known > 0 else otherwise()
+        return ops.cond(ops.convert_to_tensor(flag) > 0.0, then, otherwise)
+
+    # --- Equations (4) to (8) --------------------------------------------------------
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Equations (4) and (5): `(..., num_classes)` in the dtype of `labels`."""
+
+        def combined() -> Tensor:
+            weight = ops.cast(self.weight, labels.dtype)
+            global_labels = equations.global_soft_labels(
+                labels, ops.cast(self.table, labels.dtype)
+            )
+            return equations.targets(labels, global_labels, weight)
+
+        return self._when(self.weight, self._weight, combined, lambda: labels)
+
+    def add_batch(
+        self, labels: Tensor, probabilities: Tensor, sample_weight: Tensor
+    ) -> None:
+        """Equation (7) for one batch, while enabled; no gradient flows into it.
+
+        Samples with a value that is not finite, a negative weight, or a label of no
+        class are left out and counted.
+
+        Args:
+            labels: local soft labels, `(..., num_classes)` float32.
+            probabilities: `(..., num_classes)` float32.
+            sample_weight: `(...)` float32.
+        """
+        batch = [
+            ops.stop_gradient(ops.convert_to_tensor(values))
+            for values in (labels, probabilities, sample_weight)
+        ]
+        variables = (self.cross, self.gram, self.steps, self.left_out)
+
+        def before() -> list[Tensor]:
+            return [ops.convert_to_tensor(variable) for variable in variables]
+
+        def after() -> list[Tensor]:
+            return [
+                value + more
+                for value, more in zip(before(), self._evidence(*batch), strict=True)
+            ]
+
+        result = self._when(self.collecting, float(self._enabled), after, before)
+        for variable, value in zip(variables, result, strict=True):
+            variable.assign(value)
+
+    def _evidence(
+        self, labels: Tensor, probabilities: Tensor, sample_weight: Tensor
+    ) -> list[Tensor]:
+        """What a batch adds to N, M, the steps and the samples left out."""
+        usable = ops.isfinite(sample_weight) & (sample_weight >= 0.0)
+        for values in (labels, probabilities):
+            usable = usable & ops.all(ops.isfinite(values), axis=-1)
+        usable = usable & (ops.any(labels > 0.0, axis=-1) | (sample_weight == 0.0))
+        counted = usable
+        if self.collect == "correct":
+            share = equations.top_label_mass(labels, probabilities)
+            counted = usable & (share >= ops.max(labels, axis=-1))
+        weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
+        labels, probabilities = (
+            ops.reshape(
+                ops.where(ops.expand_dims(usable, -1), values, 0.0),
+                (-1, values.shape[-1]),
+            )
+            for values in (labels, probabilities)
+        )
+        weights = ops.reshape(weights, (-1,))
+        return [
+            equations.evidence(labels, probabilities, weights),
+            equations.evidence(labels, labels, weights),
+            ops.ones(()),
+            ops.sum(ops.where(usable, 0.0, 1.0)),
+        ]
+
+    def end_epoch(self, prior_count: float) -> int:
+        """Equation (8), on the host: a new table, and the evidence starts anew.
+
+        Returns:
+            How many samples were left out of the evidence.
+        """
+        cross, gram = view_of(self.cross), view_of(self.gram)
+        left_out = int(view_of(self.left_out))
+        if all(np.isfinite(values.sum()) for values in (cross, gram)):
+            new_table = equations.updated_table(
+                view_of(self.table), cross, gram, prior_count
+            )
+            self.table.assign(new_table.astype("float32", copy=False))
+            self.learnt = True
+        else:
+            warnings.warn(
+                "The evidence of this epoch has grown beyond float32, and the "
+                "soft-label table stays as it was. Scale the sample weights down.",
+                stacklevel=2,
+            )
+        for variable in (self.cross, self.gram, self.steps, self.left_out):
+            variable.assign(ops.zeros(variable.shape, "float32"))
+        return left_out
+
+    def statistics(self) -> dict[str, float]:
+        """Mean of the diagonal, and mean entropy of the rows in nats."""
+        table = view_of(self.table)
+        entropy = 0.0
+        for row in table:
+            positive = row[row > 0].astype("float64")
+            entropy -= float(np.sum(positive * np.log(positive)))
+        return {
+            "soft_label_confidence": float(np.mean(np.diag(table), dtype="float64")),
+            "soft_label_entropy": entropy / len(table),
+        }
+
+    # --- Read, saved and loaded ------------------------------------------------------
+
+    def numpy(self) -> np.ndarray:
+        """`(num_classes, num_classes)` float32, a copy of the table as it is now."""
+        if self.num_classes is not None:
+            sync_state(self.owner() if self.owner else None)
+            return numpy_of(self.table)
+        if self._loaded:
+            return np.array(self._loaded["table"])
+        raise RuntimeError(
+            "There is no table before the first batch of training, since the number "
+            "of classes is not known. Pass GlobalSoftLabel to "
+            "`model.fit(callbacks=[...])` first."
+        )
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.numpy().astype(dtype or "float32", copy=False)
 
     def state(self) -> dict[str, np.ndarray]:
         """What has been learnt, as copies; empty before the first batch."""
         if self.num_classes is None:
             return dict(self._loaded)
+        sync_state(self.owner() if self.owner else None)
         return {name: numpy_of(getattr(self, name)) for name in SAVED}
 
     def save_own_variables(self, store: Any) -> None:
@@ -112,20 +291,27 @@ class SoftLabelTable(keras.metrics.Metric):
 
     def load_own_variables(self, store: Any) -> None:
         """Called by Keras. A state that is wrong in any part changes nothing."""
-        if "epoch" not in store.keys():
+        if "epoch" not in store.keys() and self._refused:
+            # `skip_mismatch` comes back under the name that the model has for it.
+            self._refused = False
+            return
+        self._refused = True
+        state = {OLD_NAMES.get(n, n): np.array(store[n]) for n in store.keys()}
+        epoch = int(state.pop("epoch", -1))
+        if state:
+            _check_state(state, self.num_classes)
+        elif self.num_classes is not None:
+            state = _initial_state(self.num_classes)
+        self._refused = False
+        if epoch < 0:
             warnings.warn(
                 "What is loaded has no soft-label table: it was saved by a model that "
                 "was not compiled with a SoftLabelCrossentropy. The table starts as "
                 "the identity.",
                 stacklevel=2,
             )
-        state = {name: np.array(store[name]) for name in store.keys()}
-        epoch = int(state.pop("epoch", 0))
-        if state:
-            _check_state(state, self.num_classes)
-        elif self.num_classes is not None:
-            state = _initial_state(self.num_classes)
-        self.epoch = epoch
+        self.epoch = max(epoch, 0)
+        self.learnt = bool(state) and epoch >= 0
         if self.num_classes is None:
             self._loaded = state
         else:
@@ -135,87 +321,10 @@ class SoftLabelTable(keras.metrics.Metric):
         for name in SAVED:
             getattr(self, name).assign(state[name])
 
-    def targets(self, labels: Tensor) -> Tensor:
-        """Equations (4) and (5): `(..., num_classes)` in the dtype of `labels`."""
-        weight = ops.cast(self.weight, labels.dtype)
-        table = ops.convert_to_tensor(self.table)
-        global_labels = two_rows.global_soft_labels(labels, table)
-        return equations.targets(labels, global_labels, weight)
+    # --- As a metric -----------------------------------------------------------------
 
-    def update_state(
-        self, labels: Tensor, probabilities: Tensor, sample_weight: Tensor
-    ) -> None:
-        """Equation (7) for one batch, while armed; no gradient flows into it.
-
-        Samples with a value that is not finite, or with a negative weight, are left
-        out and counted.
-
-        Args:
-            labels: local soft labels, `(..., num_classes)` float32.
-            probabilities: `(..., num_classes)` float32.
-            sample_weight: `(...)` float32.
-        """
-        labels, probabilities, sample_weight = map(
-            ops.convert_to_tensor, (labels, probabilities, sample_weight)
-        )
-        probabilities = ops.stop_gradient(probabilities)
-        usable = ops.isfinite(sample_weight) & (sample_weight >= 0.0)
-        for values in (labels, probabilities):
-            usable = usable & ops.all(ops.isfinite(values), axis=-1)
-        counted = usable
-        if self.collect == "correct":
-            mass = equations.top_label_mass(labels, probabilities)
-            counted = usable & (mass >= ops.max(labels, axis=-1))
-        counted = counted & (self.collecting > 0.0)
-        weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
-        labels, probabilities = (
-            ops.where(ops.expand_dims(usable, -1), values, 0.0)
-            for values in (labels, probabilities)
-        )
-        left_out = ops.sum(ops.where(usable, 0.0, 1.0))
-        self.left_out.assign(self.left_out + self.collecting * left_out)
-        self.steps.assign(self.steps + self.collecting)
-        evidence, mass = two_rows.added_evidence(
-            ops.convert_to_tensor(self.evidence),
-            ops.convert_to_tensor(self.mass),
-            labels,
-            probabilities,
-            weights,
-        )
-        self.evidence.assign(evidence)
-        self.mass.assign(mass)
-
-    def end_epoch(self, prior_count: float) -> int:
-        """Equation (8), on the host: a new table, and the evidence starts anew.
-
-        Returns:
-            How many samples were left out of the evidence.
-        """
-        state = self.state()
-        left_out = int(numpy_of(self.left_out))
-        if np.isfinite(state["evidence"]).all() and np.isfinite(state["mass"]).all():
-            new_table = equations.updated_table(
-                state["table"], state["evidence"], state["mass"], prior_count
-            )
-            self.table.assign(new_table.astype("float32"))
-        else:
-            warnings.warn(
-                "The evidence of this epoch has grown beyond float32, and the "
-                "soft-label table stays as it was. Scale the sample weights down.",
-                stacklevel=2,
-            )
-        for variable in (self.evidence, self.mass, self.steps, self.left_out):
-            variable.assign(np.zeros(variable.shape, "float32"))
-        return left_out
-
-    def statistics(self) -> dict[str, float]:
-        """Mean of the diagonal, and mean entropy of the rows in nats."""
-        table = numpy_of(self.table).astype("float64")
-        entropy = -np.sum(table * np.log(np.where(table > 0, table, 1.0)), axis=1)
-        return {
-            "soft_label_confidence": float(np.mean(np.diag(table))),
-            "soft_label_entropy": float(np.mean(entropy)),
-        }
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a train step that updates all metrics must not change the table."""
 
     def result(self) -> dict[str, Any]:
         """Nothing: what there is to report, the callback reports once an epoch."""
@@ -225,15 +334,23 @@ class SoftLabelTable(keras.metrics.Metric):
         return {"collect": self.collect, "name": self.name}
 
 
+def view_of(variable: Any) -> np.ndarray:
+    """A variable's value, not to be written to: on a CPU it may be no copy."""
+    value = ops.convert_to_tensor(variable)
+    if keras.backend.backend() == "tensorflow":
+        value = ops.copy(value)  # NumPy warns of its variables
+    return np.asarray(ops.convert_to_numpy(value))
+
+
 def numpy_of(variable: Any) -> np.ndarray:
-    """A copy of a variable's value. (`convert_to_numpy` warns about variables.)"""
-    return np.array(ops.convert_to_numpy(ops.copy(variable)))
+    """A copy of a variable's value."""
+    return np.array(view_of(variable))
 
 
 def _initial_state(num_classes: int) -> dict[str, np.ndarray]:
     zeros = np.zeros((num_classes, num_classes), "float32")
     identity = np.eye(num_classes, dtype="float32")
-    return {"table": identity, "evidence": zeros, "mass": zeros, "steps": np.zeros(())}
+    return {"table": identity, "cross": zeros, "gram": zeros, "steps": np.zeros(())}
 
 
 def _check_state(state: dict[str, np.ndarray], num_classes: int | None) -> None:
@@ -245,7 +362,7 @@ def _check_state(state: dict[str, np.ndarray], num_classes: int | None) -> None:
         )
     table = state["table"]
     expected = (num_classes or len(table),) * 2
-    for name in ("table", "evidence", "mass"):
+    for name in ("table", "cross", "gram"):
         if state[name].shape != expected:
             raise ValueError(
                 f"The saved `{name}` must have shape {expected}, as the soft-label "

@@ -56,9 +56,9 @@ def use_callback(callback):
 
 def use_table(table):
     table.build(3)
-    table.arm(0.5)
-    table.update_state(Y, np.abs(X[:, :3]), np.ones(6, "float32"))
-    return arrays([keras.ops.copy(v) for v in (table.evidence, table.mass)])
+    table.enable(0.5)
+    table.add_batch(Y, np.abs(X[:, :3]), np.ones(6, "float32"))
+    return arrays([keras.ops.copy(v) for v in (table.cross, table.gram)])
 
 
 COMPONENTS = {

@@ -1,5 +1,4 @@
 import csv
-import gc
 import itertools
 
 import keras
@@ -14,7 +13,7 @@ from test_training import (
     linear_model,
 )
 
-from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
+from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
 
 EXPECTED = {"prior_count": 1.0, "collect": "correct"}
 
@@ -36,27 +35,30 @@ def kernel(rng):
     return (0.3 * rng.normal(size=(FEATURES, CLASSES))).astype("float32")
 
 
-def assert_nothing_is_left(model, batches):
-    """The model is as if it had never met the method: its loss in every use, too."""
-    assert [metric.name for metric in model.metrics] == ["loss"]
+def assert_plain(model, batches):
+    """The loss is plain cross-entropy in every use, and the metrics are as usual."""
+    assert [metric.name for metric in model.metrics] == ["loss", "soft_label_table"]
     x, y, _ = batches[0]
     plain = keras.losses.CategoricalCrossentropy(from_logits=True)
     predictions = model.predict(x, verbose=0)
     expected = float(plain(y, predictions))
     assert float(model.loss(y, predictions)) == pytest.approx(expected, rel=1e-6)
-    model.metrics[0].reset_state()  # the running mean of the loss, and no more
+    model.reset_metrics()  # the running mean of the loss
     assert float(model.test_on_batch(x, y)) == pytest.approx(expected, rel=1e-6)
     assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, rel=1e-6)
-    model.metrics[0].reset_state()
+    model.reset_metrics()
+    table = model.loss.table.state()
     assert float(model.train_on_batch(x, y)) == pytest.approx(expected, rel=1e-6)
+    for name, value in model.loss.table.state().items():
+        np.testing.assert_array_equal(value, table[name])
 
 
-def test_after_fit_nothing_is_left_attached(batches, kernel):
+def test_after_fit_the_loss_is_plain(batches, kernel):
     model = compiled_model(kernel)
     callback = GlobalSoftLabel()
     fit(model, batches, 2, [callback])
     table = callback.table
-    assert_nothing_is_left(model, batches)
+    assert_plain(model, batches)
     np.testing.assert_array_equal(callback.table, table)
 
 
@@ -80,49 +82,42 @@ HOOKS = ["on_train_batch_end", "on_epoch_begin", "on_epoch_end", "on_test_batch_
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("first", ["the callback", "the one that raises"])
-def test_after_an_exception_nothing_is_left_attached(
-    batches, kernel, hook, error, first
+def test_after_an_exception_evaluation_and_the_next_fit_are_plain(
+    batches, kernel, hook, error
 ):
     model = compiled_model(kernel)
-    callback = GlobalSoftLabel()
-    callbacks = [callback, Raise(hook, error)]
-    if first != "the callback":
-        callbacks.reverse()
-    try:
+    callbacks = [GlobalSoftLabel(), Raise(hook, error)]
+    with pytest.raises(error):
         fit(model, batches, 3, callbacks, validation_data=batches[0][:2])
-    except error:
-        # Even while the traceback is alive, evaluation is plain.
-        x, y, _ = batches[0]
-        plain = keras.losses.CategoricalCrossentropy(from_logits=True)
-        expected = pytest.approx(float(plain(y, model.predict_on_batch(x))), rel=1e-6)
-        assert model.evaluate(x, y, verbose=0) == expected
-    else:
-        pytest.fail("no exception")
-    gc.collect()
-    table = callback.table
-    assert_nothing_is_left(model, batches)
-    np.testing.assert_array_equal(callback.table, table)
+    x, y, _ = batches[0]
+    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+    expected = pytest.approx(float(plain(y, model.predict_on_batch(x))), rel=1e-6)
+    assert model.evaluate(x, y, verbose=0) == expected
+    model.reset_metrics()
+    assert float(model.test_on_batch(x, y)) == expected
+    table = model.loss.table.state()
+    follows = reference.Training(model.get_weights()[0], 0.1, global_weight=0.0)
+    follows.epoch(batches)
+    fit(model, batches, 1, [])
+    np.testing.assert_allclose(model.get_weights()[0], follows.kernel, atol=1e-5)
+    for name, value in model.loss.table.state().items():
+        np.testing.assert_array_equal(value, table[name])
+    assert_plain(model, batches)
 
 
-class Subclass(GlobalSoftLabel):
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-
-
-def test_after_an_exception_nothing_of_a_subclass_is_left_attached(batches, kernel):
+def test_after_an_exception_with_a_callback_list_of_ones_own_the_next_fit_is_plain(
+    batches, kernel
+):
     model = compiled_model(kernel)
-    callback = Subclass()
+    hooks = [GlobalSoftLabel(), Raise("on_epoch_end", RuntimeError, at=0)]
+    own = keras.callbacks.CallbackList(hooks, model=model, epochs=3)
     with pytest.raises(RuntimeError):
-        callbacks = [callback, Raise("on_epoch_end", RuntimeError)]
-        fit(model, batches, 3, callbacks)
-    gc.collect()
-    assert_nothing_is_left(model, batches)
-    with pytest.raises(ValueError, match="`fit` must get one GlobalSoftLabel"):
-        fit(compiled_model(kernel), batches, 1, [Subclass(), Subclass()])
+        fit(model, batches, 3, own)
+    fit(model, batches, 1, [])
+    assert_plain(model, batches)
 
 
-def test_after_an_exception_in_the_data_nothing_is_left_attached(batches, kernel):
+def test_after_an_exception_in_the_data_the_next_fit_is_plain(batches, kernel):
     model = compiled_model(kernel)
 
     class Data(keras.utils.PyDataset):
@@ -138,8 +133,8 @@ def test_after_an_exception_in_the_data_nothing_is_left_attached(batches, kernel
         model.fit(
             Data(), callbacks=[GlobalSoftLabel()], verbose=0, shuffle=False, epochs=2
         )
-    gc.collect()
-    assert_nothing_is_left(model, batches)
+    fit(model, batches, 1, [])
+    assert_plain(model, batches)
 
 
 class StopAfter(keras.callbacks.Callback):
@@ -159,7 +154,7 @@ def test_stop_training_ends_the_epoch_with_the_evidence_so_far(batches, kernel):
     expected = reference.Training(kernel, 0.1, **EXPECTED)
     expected.epoch(batches[:2])
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
-    assert_nothing_is_left(model, batches)
+    assert_plain(model, batches)
 
 
 @pytest.mark.parametrize("second", ["the same callback", "a new callback"])
@@ -183,8 +178,13 @@ def test_a_new_loss_starts_anew_and_the_same_one_goes_on(batches, kernel):
     same = model.loss
     for loss in (same, SoftLabelCrossentropy(from_logits=True), same):
         model.compile(keras.optimizers.SGD(0.0), loss)
-        fit(model, batches, 1, [callback])
+        if tables and loss is not same:  # said once, before it trains
+            with pytest.warns(UserWarning, match="its soft-label table starts anew"):
+                fit(model, batches, 1, [callback])
+        else:
+            fit(model, batches, 1, [callback])
         tables.append(callback.table)
+        assert sum("soft_label" in metric.name for metric in model.metrics) == 1
     np.testing.assert_array_equal(tables[0], tables[1])
     expected = reference.Training(kernel, 0.0, prior_count=5.0)
     for _ in range(2):
@@ -199,8 +199,6 @@ def test_a_loss_that_has_trained_another_model_is_refused(batches, kernel):
     fit(other, batches, 1, [])  # plain cross-entropy may be shared
     with pytest.raises(ValueError, match="has trained another model.*of its own"):
         fit(other, batches, 1, [GlobalSoftLabel()])
-    gc.collect()
-    assert_nothing_is_left(other, batches)
     fit(model, batches, 1, [GlobalSoftLabel()])
 
 
@@ -222,28 +220,6 @@ def test_a_fit_after_a_crash_goes_on_with_table_and_evidence(batches, kernel, se
     np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
 
 
-def test_a_crash_that_is_cleared_away_late_spares_the_next_fit(batches, kernel):
-    model = compiled_model(kernel)
-    kept = []
-    try:
-        fit(model, batches, 1, [GlobalSoftLabel(), Raise("on_epoch_end", OSError, 0)])
-    except OSError as error:
-        kept.append(error)  # and with it the traceback, and the whole `fit`
-
-    class Clear(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            kept.clear()
-            gc.collect()
-
-    callback = GlobalSoftLabel()
-    fit(model, batches, 2, [callback, Clear()])
-    expected = reference.Training(kernel, 0.1, **EXPECTED)
-    for _ in range(3):
-        expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
-    assert_nothing_is_left(model, batches)
-
-
 def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
     """A step compiled without the table must not serve one with it, nor vice versa."""
     model = compiled_model(kernel)
@@ -261,32 +237,33 @@ def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
             np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
 
 
-def test_evaluate_inside_an_epoch_leaks_nothing_and_says_so(batches, kernel):
-    model = compiled_model(kernel, learning_rate=0.0)
+@pytest.mark.parametrize("passed", [False, True])
+def test_evaluate_inside_an_epoch_leaks_nothing_and_training_goes_on(
+    batches, kernel, passed
+):
+    model = compiled_model(kernel)
     x, y, _ = batches[2]
+    values = []
 
     class Evaluate(keras.callbacks.Callback):
-        def __init__(self, **kwargs):
-            super().__init__()
-            self.kwargs = kwargs
-
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 0:
-                self.model.evaluate(x, y, verbose=0, **self.kwargs)
+            logits = keras.ops.convert_to_numpy(self.model(x))
+            plain = reference.loss(y, [reference.softmax(z) for z in logits])
+            callbacks = [callback] if passed else None
+            value = self.model.evaluate(x, y, 64, 0, callbacks=callbacks)
+            values.append((value, plain))
+            self.model.reset_metrics()
+            values.append((float(self.model.test_on_batch(x, y)), plain))
 
     callback = GlobalSoftLabel()
-    with pytest.warns(UserWarning, match="^2 steps of epoch 0 trained without"):
-        fit(model, batches, 1, [callback, Evaluate()])
-    expected = reference.Training(kernel, **EXPECTED)
-    expected.epoch(batches[:1])
+    fit(model, batches, 2, [callback, Evaluate()])
+    expected = reference.Training(kernel, 0.1, **EXPECTED)
+    for _ in range(2):
+        expected.epoch(batches)
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
-
-    model = compiled_model(kernel, learning_rate=0.0)
-    callback = GlobalSoftLabel()
-    fit(model, batches, 1, [callback, Evaluate(callbacks=[callback])])
-    expected = reference.Training(kernel, **EXPECTED)
-    expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert len(values) == 2 * 2 * len(batches)
+    np.testing.assert_allclose(*np.transpose(values), rtol=1e-5)
 
 
 def test_evaluate_after_the_last_step_of_an_epoch_does_no_harm(batches, kernel):
@@ -327,8 +304,48 @@ def test_a_bad_weight_ends_training_in_its_epoch_and_leaves_nothing(batches, ker
     model.compile("sgd", loss)
     with pytest.raises(ValueError, match=r"`global_weight\(2\)` must be a float in"):
         fit(model, batches, 3, [GlobalSoftLabel()])
-    gc.collect()
-    assert_nothing_is_left(model, batches)
+    fit(model, batches, 1, [])
+    assert_plain(model, batches)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "categorical_accuracy"])
+def test_plain_accuracy_on_pairs_is_noticed_once(batches, kernel, metric):
+    model = compiled_model(kernel, metrics=[metric])
+    with pytest.warns(UserWarning, match="SoftLabelAccuracy") as seen:
+        fit(model, batches, 2, [GlobalSoftLabel()])
+    assert sum("SoftLabelAccuracy" in str(w.message) for w in seen) == 1
+    one_hot = [
+        (x, np.eye(CLASSES, dtype="float32")[y.argmax(axis=1)], w)
+        for x, y, w in batches
+    ]
+    fit(compiled_model(kernel, metrics=[metric]), one_hot, 1, [GlobalSoftLabel()])
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_class_numbers_train_and_evaluate_as_one_hot_labels_do(rng, kernel, column):
+    x = rng.normal(size=(12, FEATURES)).astype("float32")
+    numbers = rng.integers(0, CLASSES, 12)
+    one_hot = np.eye(CLASSES, dtype="float32")[numbers]
+    given = numbers[:, None] if column else numbers
+    results = []
+    for y in (given, one_hot):
+        model = compiled_model(kernel, metrics=[SoftLabelAccuracy()])
+        callback = GlobalSoftLabel()
+        data = {"epochs": 2, "batch_size": 4, "shuffle": False, "verbose": 0}
+        model.fit(x, y, validation_data=(x, given), callbacks=[callback], **data)
+        values = [model.evaluate(x, labels, verbose=0) for labels in (given, one_hot)]
+        np.testing.assert_allclose(*values, rtol=1e-6)
+        results.append((callback.table, *model.get_weights(), np.array(values[0])))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_class_numbers_that_do_not_exist_are_left_out_and_counted(rng, kernel):
+    model = compiled_model(kernel)
+    x = rng.normal(size=(12, FEATURES)).astype("float32")
+    numbers = np.arange(12) % CLASSES + 1  # from 1 on, by mistake
+    with pytest.warns(UserWarning, match="^3 samples were left out.*from 0 on"):
+        model.fit(x, numbers, callbacks=[GlobalSoftLabel()], verbose=0)
 
 
 class Weights(keras.callbacks.Callback):
@@ -339,7 +356,7 @@ class Weights(keras.callbacks.Callback):
         self.seen = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.seen.append(float(self.model.loss.table._armed_weight))
+        self.seen.append(float(self.model.loss.table._weight))
 
 
 @pytest.mark.parametrize("fade_out", [None, 0.0, 0.5, 1.0])
@@ -454,7 +471,7 @@ def test_models_of_every_kind_can_be_trained(batches, kernel, make, built):
     for _ in range(2):
         expected.epoch(batches)
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
-    assert_nothing_is_left(model, batches)
+    assert_plain(model, batches)
     if make is Subclassed:  # built, it is as closed to new state as before
         with pytest.raises(ValueError, match="cannot add new elements of state"):
             model.late = keras.layers.Dense(1)
@@ -478,8 +495,6 @@ def test_validation_leaks_nothing_where_a_model_resets_its_own_metrics(batches, 
         if kind is OwnMetrics and keras.backend.backend() == "jax":
             with pytest.raises(ValueError, match=r"return \[\*super\(\).metrics"):
                 fit(model, batches, 3, [callback])
-            gc.collect()
-            assert not model.loss.attached
             return
         fit(model, batches, 3, [callback], validation_data=batches[2][:2])
         tables.append(callback.table)
@@ -525,7 +540,9 @@ def test_each_output_has_a_table_of_its_own(rng, structure):
         np.testing.assert_allclose(callback.table[name], expected.table, atol=1e-6)
         confidence = history.history[f"{name}_soft_label_confidence"][-1]
         assert confidence == pytest.approx(np.trace(expected.table) / units, abs=1e-6)
-    assert not [name for name in model.metrics_names if "soft_label" in name]
+    assert len(model.evaluate(x, y, verbose=0)) == len(
+        [name for name in history.history if "soft_label" not in name]
+    )
 
 
 def test_the_table_is_a_copy(batches, kernel):
@@ -596,25 +613,13 @@ def test_one_loss_for_two_outputs_is_refused(single):
 def test_two_of_these_callbacks_in_one_fit_are_refused(batches, kernel):
     callback = GlobalSoftLabel()
     for callbacks in ([callback, callback], [callback, GlobalSoftLabel()]):
-        with pytest.raises(ValueError, match="`fit` must get one GlobalSoftLabel"):
+        with pytest.raises(ValueError, match="must train with one GlobalSoftLabel"):
             fit(compiled_model(kernel), batches, 1, callbacks)
 
 
 def test_there_is_no_table_before_training():
     with pytest.raises(RuntimeError, match="no table before the first batch"):
         _ = GlobalSoftLabel().table
-
-
-def test_class_numbers_as_labels_are_refused_by_fit(kernel):
-    model = compiled_model(kernel)
-    message = r"y_true.shape=\((None|4),.*Pass the dataset through MixAvg"
-    with pytest.raises(ValueError, match=message):
-        model.fit(
-            np.zeros((4, FEATURES)),
-            np.zeros(4, "int64"),
-            callbacks=[GlobalSoftLabel()],
-            verbose=0,
-        )
 
 
 def test_the_config_round_trips():

@@ -342,10 +342,12 @@ def test_mutation_summed_aggregation_is_noticed(monkeypatch):
 
 def test_mutation_the_flag_left_on_during_validation_is_noticed(monkeypatch):
     class LeftOn(SoftLabelTable):
-        def reset_state(self):
+        def disable(self):
             pass
 
     monkeypatch.setattr("keras_mixavg.losses.SoftLabelTable", LeftOn)
+    monkeypatch.setattr("keras_mixavg.callbacks.evaluates_without", lambda *args: None)
+    monkeypatch.setattr(SoftLabelTable, "enabled", False)  # said when an epoch begins
     assert differs_from_the_reference(train())
 
 
@@ -360,5 +362,5 @@ def test_mutation_a_table_owned_by_the_loss_alone_is_noticed(monkeypatch):
         train(loss=loss)
     monkeypatch.setattr("keras_mixavg.callbacks._check_carried", lambda *args: None)
     loss = SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
-    with pytest.warns(UserWarning, match="without global soft labels"):
+    with pytest.warns(UserWarning, match="without the global soft labels"):
         assert differs_from_the_reference(train(loss=loss))

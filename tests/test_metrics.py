@@ -44,9 +44,16 @@ def test_sample_weights_weigh_it():
     assert value_of(labels, PREDICTIONS, [3.0, 1.0, 0.0]) == pytest.approx(0.75)
 
 
-def test_class_numbers_are_refused():
-    with pytest.raises(ValueError, match=r"y_true.shape=\(3,\).*One-hot encode"):
-        value_of(np.array([0, 1, 2]), PREDICTIONS)
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_class_numbers_count_as_one_hot_labels(shape):
+    numbers = np.array([0, 1, 1])
+    expected = np.mean(PREDICTIONS.argmax(axis=1) == numbers)
+    assert value_of(numbers.reshape(shape), PREDICTIONS) == pytest.approx(expected)
+
+
+def test_labels_of_other_classes_are_refused():
+    with pytest.raises(ValueError, match=r"y_true.shape=\(3, 2\).*One-hot encode"):
+        value_of(np.ones((3, 2)), PREDICTIONS)
 
 
 def test_its_default_name_is_accuracy_and_the_config_round_trips():

@@ -14,35 +14,35 @@ def table():
 
 def test_it_starts_as_the_identity_without_evidence(table):
     np.testing.assert_array_equal(numpy_of(table.table), np.eye(3))
-    np.testing.assert_array_equal(numpy_of(table.evidence), np.zeros((3, 3)))
-    np.testing.assert_array_equal(numpy_of(table.mass), np.zeros((3, 3)))
+    np.testing.assert_array_equal(numpy_of(table.cross), np.zeros((3, 3)))
+    np.testing.assert_array_equal(numpy_of(table.gram), np.zeros((3, 3)))
     assert float(numpy_of(table.weight)) == float(numpy_of(table.collecting)) == 0
 
 
-def test_resetting_the_metrics_disarms_and_loses_nothing(table, rng):
-    table.arm(0.5)
+def test_resetting_the_metrics_disables_it_and_loses_nothing(table, rng):
+    table.enable(0.5)
     assert float(numpy_of(table.weight)) == 0.5
     assert float(numpy_of(table.collecting)) == 1
     labels = rng.dirichlet(np.ones(3), size=4).astype("float32")
-    table.update_state(labels, labels, np.ones(4, "float32"))
-    evidence = numpy_of(table.evidence)
+    table.add_batch(labels, labels, np.ones(4, "float32"))
+    evidence = numpy_of(table.cross)
     table.reset_state()
     assert float(numpy_of(table.weight)) == float(numpy_of(table.collecting)) == 0
-    np.testing.assert_array_equal(numpy_of(table.evidence), evidence)
+    np.testing.assert_array_equal(numpy_of(table.cross), evidence)
 
 
 def test_an_epoch_ends_with_equation_8_and_no_evidence(table, rng):
     labels, probabilities = rng.dirichlet(np.ones(3), size=(2, 9)).astype("float32")
     expected = np.eye(3)
     for _ in range(2):
-        table.arm(0.5)
-        table.update_state(labels, probabilities, np.ones(9, "float32"))
+        table.enable(0.5)
+        table.add_batch(labels, probabilities, np.ones(9, "float32"))
         table.end_epoch(prior_count=2.0)
         n, m = reference.evidence(labels, probabilities, None, "all")
         expected = reference.updated_table(expected, n, m, 2.0)
         np.testing.assert_allclose(numpy_of(table.table), expected, atol=1e-6)
-        np.testing.assert_array_equal(numpy_of(table.evidence), 0)
-        np.testing.assert_array_equal(numpy_of(table.mass), 0)
+        np.testing.assert_array_equal(numpy_of(table.cross), 0)
+        np.testing.assert_array_equal(numpy_of(table.gram), 0)
 
 
 def test_statistics_are_confidence_and_entropy_in_nats(table):

@@ -255,7 +255,7 @@ def test_validation_leaves_no_evidence(rng):
         callback = GlobalSoftLabel()
         fit(model, batches, 3, [callback], validation_data=validation)
         tables.append(callback.table)
-        for variable in (model.loss.table.evidence, model.loss.table.mass):
+        for variable in (model.loss.table.cross, model.loss.table.gram):
             np.testing.assert_array_equal(numpy_of(variable), 0)
     np.testing.assert_array_equal(*tables)
 

@@ -1,0 +1,455 @@
+"""Training steps and loops of one's own, in the forms of Keras' guides."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import reference
+from test_training import CLASSES, FEATURES, averaged_batches, dataset_of, linear_model
+
+from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
+
+BACKEND = keras.backend.backend()
+
+
+@pytest.fixture
+def batches(rng):
+    return averaged_batches(rng)
+
+
+@pytest.fixture
+def kernel(rng):
+    return (0.3 * rng.normal(size=(FEATURES, CLASSES))).astype("float32")
+
+
+def compiled(model, **kwargs):
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, **kwargs)
+    return model
+
+
+def linear(kind, kernel):
+    inputs = keras.Input((FEATURES,))
+    model = kind(inputs, keras.layers.Dense(CLASSES, use_bias=False)(inputs))
+    model.set_weights([kernel])
+    return model
+
+
+def fit(model, batches, epochs, callbacks):
+    data = dataset_of(batches)
+    return model.fit(data, epochs=epochs, callbacks=callbacks, verbose=0, shuffle=False)
+
+
+def assert_trained(model, callback, kernel, batches, epochs):
+    expected = reference.Training(kernel, 0.1)
+    for _ in range(epochs):
+        expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+
+
+# --- Loops ---------------------------------------------------------------------------
+
+
+def run_loop(callbacks, epochs, batches, step):
+    """As Keras' guides have it."""
+    callbacks.on_train_begin()
+    for epoch in range(epochs):
+        callbacks.on_epoch_begin(epoch)
+        for i, batch in enumerate(batches):
+            callbacks.on_train_batch_begin(i)
+            step(*batch[:2])
+            callbacks.on_train_batch_end(i)
+        callbacks.on_epoch_end(epoch, {})
+    callbacks.on_train_end()
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_a_loop_around_train_on_batch(batches, kernel, validate):
+    model = compiled(linear_model(kernel))
+    callback = GlobalSoftLabel()
+    callbacks = keras.callbacks.CallbackList([callback], model=model)
+    x, y, _ = batches[0]
+
+    def step(*batch):
+        model.train_on_batch(*batch)
+        if validate:
+            model.evaluate(x, y, verbose=0)
+            model.test_on_batch(x, y)
+
+    run_loop(callbacks, 3, batches, step)
+    assert_trained(model, callback, kernel, batches, 3)
+
+
+def test_a_loop_that_says_its_epochs_fades_as_fit_does(batches, kernel):
+    model = compiled(linear_model(kernel))
+    callback = GlobalSoftLabel(fade_out=0.5)
+    callbacks = keras.callbacks.CallbackList(
+        [callback], add_history=True, model=model, epochs=4
+    )
+    run_loop(callbacks, 4, batches, model.train_on_batch)
+    expected = reference.Training(kernel, 0.1, epochs=4, fade_out=0.5)
+    for _ in range(4):
+        expected.epoch(batches)
+    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    confidence = model.history.history["soft_label_confidence"]
+    assert confidence[-1] == pytest.approx(np.trace(expected.table) / CLASSES, abs=1e-6)
+
+
+def step_from_scratch(model):
+    """A step that calls the loss itself."""
+    optimizer, loss = model.optimizer, model.loss
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                value = loss(y, model(x, training=True))
+            gradients = tape.gradient(value, model.trainable_weights)
+            optimizer.apply_gradients(
+                zip(gradients, model.trainable_weights, strict=True)
+            )
+
+        return step
+    if BACKEND == "torch":
+        import torch
+
+        def step(x, y):
+            model.zero_grad()
+            loss(torch.tensor(y), model(x, training=True)).backward()
+            gradients = [v.value.grad for v in model.trainable_weights]
+            with torch.no_grad():
+                optimizer.apply(gradients, model.trainable_weights)
+
+        return step
+    import jax
+
+    @jax.jit
+    def value_and_gradient(trainable, non_trainable, metrics, x, y):
+        def value(trainable):
+            y_pred, _ = model.stateless_call(trainable, non_trainable, x)
+            return model.stateless_compute_loss(
+                trainable, non_trainable, metrics, x=x, y=y, y_pred=y_pred
+            )
+
+        return jax.value_and_grad(value, has_aux=True)(trainable)
+
+    def step(x, y):
+        state = [
+            [v.value for v in variables]
+            for variables in (
+                model.trainable_variables,
+                model.non_trainable_variables,
+                model.metrics_variables,
+            )
+        ]
+        (_, (_, _, metrics)), gradients = value_and_gradient(*state, x, y)
+        optimizer.apply(gradients, model.trainable_variables)
+        for variable, value in zip(model.metrics_variables, metrics, strict=True):
+            variable.assign(value)
+
+    return step
+
+
+def test_a_loop_from_scratch(batches, kernel):
+    model = compiled(linear_model(kernel))
+    model.optimizer.build(model.trainable_variables)
+    callback = GlobalSoftLabel()
+    callbacks = keras.callbacks.CallbackList([callback], model=model)
+    run_loop(callbacks, 2, batches, step_from_scratch(model))
+    assert_trained(model, callback, kernel, batches, 2)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="elsewhere the loss may be called so")
+def test_a_loss_that_jax_traces_by_itself_says_what_to_call(batches, kernel):
+    import jax
+
+    model = compiled(linear_model(kernel))
+    x, y, _ = batches[0]
+
+    @jax.jit
+    def value(trainable):
+        y_pred, _ = model.stateless_call(trainable, [], x)
+        return model.loss(y, y_pred)
+
+    callbacks = keras.callbacks.CallbackList([GlobalSoftLabel()], model=model)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(0)
+    with pytest.warns(UserWarning, match="Call `model.stateless_compute_loss") as seen:
+        result = float(value([v.value for v in model.trainable_variables]))
+    assert len(seen) <= 2
+    callbacks.on_train_end()
+    plain = reference.loss(y, [reference.softmax(z) for z in x @ kernel])
+    assert result == pytest.approx(plain, rel=1e-5)
+
+
+# --- Steps ---------------------------------------------------------------------------
+
+
+def update_metrics(model, loss, y, y_pred):
+    """Each of `self.metrics`, as the guides do."""
+    for metric in model.metrics:
+        if metric.name == "loss":
+            metric.update_state(loss)
+        else:
+            metric.update_state(y, y_pred)
+    return {metric.name: metric.result() for metric in model.metrics}
+
+
+class TensorFlowStep(keras.Model):
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(y=y, y_pred=y_pred)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return update_metrics(self, loss, y, y_pred)
+
+
+class TorchStep(keras.Model):
+    def train_step(self, data):
+        import torch
+
+        x, y = data
+        self.zero_grad()
+        y_pred = self(x, training=True)
+        loss = self.compute_loss(y=y, y_pred=y_pred)
+        loss.backward()
+        trainable_weights = list(self.trainable_weights)
+        gradients = [v.value.grad for v in trainable_weights]
+        with torch.no_grad():
+            self.optimizer.apply(gradients, trainable_weights)
+        return update_metrics(self, loss, y, y_pred)
+
+
+class JAXStep(keras.Model):
+    stateless = True
+
+    def compute_loss_and_updates(
+        self, trainable, non_trainable, metrics, x, y, training=False
+    ):
+        y_pred, non_trainable = self.stateless_call(
+            trainable, non_trainable, x, training=training
+        )
+        if not self.stateless:  # as in the guide
+            loss = self.compute_loss(x, y, y_pred)
+            return loss, (y_pred, non_trainable, metrics)
+        loss, (_, non_trainable, metrics) = self.stateless_compute_loss(
+            trainable, non_trainable, metrics, x=x, y=y, y_pred=y_pred
+        )
+        return loss, (y_pred, non_trainable, metrics)
+
+    def train_step(self, state, data):
+        import jax
+
+        trainable, non_trainable, optimizer, metrics = state
+        x, y = data
+        gradient = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+        (loss, (y_pred, non_trainable, metrics)), gradients = gradient(
+            trainable, non_trainable, metrics, x, y, training=True
+        )
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, trainable
+        )
+        logs, new = {}, []
+        for metric in self.metrics:
+            own = metrics[len(new) : len(new) + len(metric.variables)]
+            values = (loss,) if metric.name == "loss" else (y, y_pred)
+            own = metric.stateless_update_state(own, *values)
+            logs[metric.name] = metric.stateless_result(own)
+            new += own
+        return logs, (trainable, non_trainable, optimizer, new)
+
+
+STEP = {"tensorflow": TensorFlowStep, "torch": TorchStep, "jax": JAXStep}[BACKEND]
+
+
+def test_a_train_step_that_updates_every_metric(batches, kernel):
+    model = compiled(linear(STEP, kernel), metrics=[SoftLabelAccuracy()])
+    callback = GlobalSoftLabel()
+    history = fit(model, batches, 2, [callback]).history
+    assert_trained(model, callback, kernel, batches, 2)
+    assert set(history) >= {"loss", "soft_label_confidence"}
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="a form of JAX")
+def test_the_guides_train_step_for_jax_says_what_to_call(batches, kernel):
+    model = compiled(linear(JAXStep, kernel))
+    model.stateless = False
+    with pytest.warns(UserWarning, match="stateless_compute_loss"):  # two, in fact
+        fit(model, batches, 2, [GlobalSoftLabel()])
+    expected = reference.Training(kernel, 0.1, global_weight=0.0)
+    for _ in range(2):
+        expected.epoch(batches)
+    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+
+
+class SuperLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+        return super().compute_loss(x, y, y_pred, sample_weight, **kwargs)
+
+
+class CalledLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+        return self.loss(y, y_pred, sample_weight)
+
+
+class OtherLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+        return keras.ops.mean(
+            keras.losses.categorical_crossentropy(y, y_pred, from_logits=True)
+        )
+
+
+@pytest.mark.parametrize("kind", [SuperLoss, CalledLoss])
+def test_a_compute_loss_of_ones_own(batches, kernel, kind):
+    model = compiled(linear(kind, kernel))
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [callback])
+    assert_trained(model, callback, kernel, batches, 2)
+
+
+def test_a_compute_loss_that_never_calls_the_loss_is_told_so(batches, kernel):
+    model = compiled(linear(OtherLoss, kernel))
+    message = "^Epoch 0 trained without the global soft labels: no step called the loss"
+    with pytest.warns(UserWarning, match=message) as seen:
+        fit(model, batches, 1, [GlobalSoftLabel()])
+    (message,) = [str(w.message) for w in seen if "Epoch 0" in str(w.message)]
+    assert "super().compute_loss" in message and "evaluate" not in message
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="a step in the form of the others")
+def test_two_steps_of_the_optimizer_a_batch_bring_no_warning(batches, kernel):
+    class Twice(STEP):
+        def train_step(self, data):
+            zeros = [keras.ops.zeros_like(v) for v in self.trainable_variables]
+            self.optimizer.apply(zeros, self.trainable_variables)
+            return super().train_step(data)
+
+    model = compiled(linear(Twice, kernel))
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [callback])
+    assert_trained(model, callback, kernel, batches, 2)
+
+
+# --- Reading the table ---------------------------------------------------------------
+
+
+class ReadAlways(keras.callbacks.Callback):
+    """Read the table in every hook, through the callback and the loss."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source = source
+        self.read = {}
+        for name in dir(keras.callbacks.Callback):
+            if name.startswith("on_"):
+                setattr(self, name, lambda *args, hook=name, **kwargs: self.look(hook))
+
+    def look(self, hook):
+        table = self.source.table
+        np.testing.assert_array_equal(table, self._model.loss.table.numpy())
+        np.testing.assert_array_equal(table, np.asarray(self._model.loss.table))
+        self.read.setdefault(hook, []).append(table)
+
+
+def test_the_table_can_be_read_in_every_hook(batches, kernel):
+    model = compiled(linear_model(kernel))
+    callback = GlobalSoftLabel()
+    reader = ReadAlways(callback)
+    data = dataset_of(batches)
+    model.fit(
+        data,
+        epochs=2,
+        callbacks=[callback, reader],
+        verbose=0,
+        shuffle=False,
+        validation_data=data,
+    )
+    model.predict(batches[0][0], verbose=0, callbacks=[reader])
+    assert_trained(model, callback, kernel, batches, 2)
+    assert len(reader.read) == 14  # all but the old names of two
+    first, *_, last = reader.read["on_train_batch_end"]
+    np.testing.assert_array_equal(first, np.eye(CLASSES))  # of the first epoch
+    np.testing.assert_array_equal(last, reader.read["on_epoch_end"][0])
+
+
+# --- One compilation -----------------------------------------------------------------
+
+
+class CountingLoss(SoftLabelCrossentropy):
+    """Python comes by once for each trace of TensorFlow and JAX."""
+
+    calls = 0
+
+    def call(self, y_true, y_pred):
+        type(self).calls += 1
+        return super().call(y_true, y_pred)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing by default")
+@pytest.mark.parametrize("evaluated_before", [False, True])
+def test_later_fits_and_evaluations_compile_nothing(batches, kernel, evaluated_before):
+    model = linear_model(kernel)
+    model.compile(keras.optimizers.SGD(0.1), CountingLoss(from_logits=True))
+    batches = [batches[0], batches[0]]
+    data = dataset_of(batches)
+
+    def train(epoch, callbacks):
+        model.fit(
+            data,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            callbacks=callbacks,
+            validation_data=data,
+            verbose=0,
+            shuffle=False,
+        )
+
+    if evaluated_before:
+        train(0, [])
+    train(0, [GlobalSoftLabel()])
+    before = CountingLoss.calls
+    for epoch in range(1, 4):
+        train(epoch, [GlobalSoftLabel(fade_out=0)])
+        train(epoch, [])
+        model.evaluate(data, verbose=0)
+    assert CountingLoss.calls == before
+
+
+def test_many_fits_leave_nothing_behind(batches, kernel):
+    model = compiled(linear_model(kernel))
+    callbacks, sizes = [], []
+    for epoch in range(6):
+        callback = GlobalSoftLabel(fade_out=0)
+        callbacks.append(weakref.ref(callback))
+        model.fit(
+            dataset_of(batches),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            callbacks=[callback],
+            verbose=0,
+            shuffle=False,
+        )
+        gc.collect()
+        sizes.append((len(model.metrics), len(model.loss.table.variables)))
+    assert len(set(sizes)) == 1
+    del callback
+    model.history = None
+    gc.collect()
+    assert not [reference for reference in callbacks if reference()]
+
+
+def test_only_the_callback_of_an_epoch_hooks_into_its_batches():
+    """Batch hooks would make each step wait, and see one step of several."""
+    for hook in ("on_train_batch_begin", "on_train_batch_end", "on_test_batch_end"):
+        ours, theirs = (
+            getattr(kind, hook) for kind in (GlobalSoftLabel, keras.callbacks.Callback)
+        )
+        assert ours is theirs

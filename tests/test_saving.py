@@ -1,0 +1,216 @@
+"""Each way in which Keras saves, loads, copies or hands out state, as docs/saving.md
+lists them. What survives a kill is in test_resume.py."""
+
+import copy
+import functools
+import pickle
+import warnings
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from test_training import CLASSES, FEATURES, averaged_batches, dataset_of
+
+from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
+
+
+def new_model(classes=CLASSES, loss=None):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(classes)])
+    loss = loss or SoftLabelCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
+    return model
+
+
+def fit(model, batches, epochs=1, callbacks=None, **kwargs):
+    callbacks = [GlobalSoftLabel()] if callbacks is None else callbacks
+    return model.fit(
+        dataset_of(batches),
+        epochs=epochs,
+        callbacks=callbacks,
+        verbose=0,
+        shuffle=False,
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def batches(rng):
+    return averaged_batches(rng)
+
+
+@pytest.fixture
+def trained(batches):
+    model = new_model()
+    fit(model, batches, 2)
+    assert np.abs(model.loss.table.numpy() - np.eye(CLASSES)).max() > 0.05
+    return model
+
+
+def by_whole_model(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras")
+
+
+def by_weights(model, folder, **kwargs):
+    name = "model.weights.json" if kwargs else "model.weights.h5"
+    model.save_weights(folder / name, **kwargs)
+    other = new_model()
+    other.load_weights(folder / name)
+    return other
+
+
+def by_sharded_weights(model, folder):
+    if keras.__version__.startswith("3.10."):
+        pytest.skip("Keras 3.10 writes weights in one file")
+    return by_weights(model, folder, max_shard_size=1)
+
+
+def by_deepcopy(model, folder):
+    return copy.deepcopy(model)
+
+
+def by_pickle(model, folder):
+    return pickle.loads(pickle.dumps(model))
+
+
+KEPT = [by_whole_model, by_weights, by_sharded_weights, by_deepcopy, by_pickle]
+
+
+@pytest.mark.parametrize("way", KEPT, ids=lambda way: way.__name__)
+def test_the_table_is_kept_and_can_be_read_before_any_fit(
+    trained, batches, tmp_path, way
+):
+    expected = trained.loss.table.numpy()
+    other = way(trained, tmp_path)
+    np.testing.assert_array_equal(other.loss.table.numpy(), expected)
+    callback = GlobalSoftLabel()
+    callback.set_model(other)
+    np.testing.assert_array_equal(callback.table, expected)
+    for model in (trained, other):
+        fit(model, batches)
+    np.testing.assert_array_equal(other.loss.table.numpy(), trained.loss.table.numpy())
+
+
+def test_a_file_with_the_names_of_version_0_1_is_loaded(trained, tmp_path):
+    expected = trained.loss.table.state()
+    path = tmp_path / "old.weights.h5"
+    trained.save_weights(path)
+    with h5py.File(path, "a") as file:
+        group = file["loss/table/vars"]
+        for name, old in (("cross", "evidence"), ("gram", "mass")):
+            group.move(name, old)
+    other = new_model()
+    other.load_weights(path)
+    for name, value in other.loss.table.state().items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def by_old_format(model, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the format
+        model.save(folder / "model.h5")
+        loaded = keras.saving.load_model(folder / "model.h5")
+    loaded.compile(keras.optimizers.SGD(0.1), loaded.loss)  # not the old optimizer
+    return loaded
+
+
+def by_compile_config(model, folder):
+    other = new_model()
+    other.compile_from_config(model.get_compile_config())
+    return other
+
+
+def by_config_of_the_loss(model, folder):
+    config = model.loss.get_config()
+    return new_model(loss=SoftLabelCrossentropy.from_config(config))
+
+
+LOST = [by_old_format, by_compile_config, by_config_of_the_loss]
+
+
+@pytest.mark.parametrize("way", LOST, ids=lambda way: way.__name__)
+def test_a_table_that_does_not_come_with_a_model_is_told_of_once(
+    trained, batches, tmp_path, way
+):
+    other = way(trained, tmp_path)
+    with pytest.warns(UserWarning, match="the table did not come with it"):
+        fit(other, batches)
+    fit(other, batches)
+
+
+def test_other_classes_are_skipped_with_the_rest_of_a_mismatch(trained, tmp_path):
+    path = tmp_path / "four.weights.h5"
+    trained.save_weights(path)
+    other = new_model(classes=CLASSES + 1)
+    data = [(np.ones((4, FEATURES), "f4"), np.eye(CLASSES + 1, dtype="f4")[:4], None)]
+    fit(other, data)
+    before = other.loss.table.numpy()
+    with pytest.warns(UserWarning, match="could not be loaded|mismatch"):
+        other.load_weights(path, skip_mismatch=True)
+    np.testing.assert_array_equal(other.loss.table.numpy(), before)
+
+
+def test_the_state_tree_carries_the_table(trained, batches):
+    other = new_model()
+    fit(other, batches)
+    other.set_state_tree(trained.get_state_tree())
+    np.testing.assert_array_equal(other.loss.table.numpy(), trained.loss.table.numpy())
+
+
+def test_weights_alone_leave_the_table(trained, batches):
+    other = new_model()
+    fit(other, batches)
+    before = other.loss.table.numpy()
+    other.set_weights(trained.get_weights())
+    np.testing.assert_array_equal(other.loss.table.numpy(), before)
+
+
+def test_early_stopping_restores_the_best_weights_beside_the_last_table(batches):
+    tables = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            tables.append(self.model.loss.table.numpy())
+            logs["watched"] = float(epoch)  # the first is the best
+
+    model = new_model()
+    stop = keras.callbacks.EarlyStopping(
+        "watched", mode="min", patience=2, restore_best_weights=True
+    )
+    fit(model, batches, 9, [GlobalSoftLabel(), Look(), stop])
+    assert len(tables) == 3
+    np.testing.assert_array_equal(model.loss.table.numpy(), tables[-1])
+    once = new_model()
+    fit(once, batches, 1)
+    np.testing.assert_allclose(model.get_weights()[0], once.get_weights()[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, by_pickle])
+def test_a_copied_callback_is_one_that_has_not_trained(trained, batches, copied):
+    class_of = {"fade_out": 0.0, "prior_count": 2.0, "collect": "all"}
+    callback = GlobalSoftLabel(**class_of)
+    fit(trained, batches, 1, [callback])
+    args = (None,) if copied is by_pickle else ()
+    other = copied(callback, *args)
+    assert other.get_config() == callback.get_config()
+    with pytest.raises(RuntimeError, match=r"`model.loss.table.numpy\(\)`"):
+        _ = other.table
+    fit(new_model(), batches, 1, [other])  # another model, as a tuner has it
+    assert other.table.shape == callback.table.shape
+
+
+def weight_of(epoch, factor):
+    return min(1.0, factor * epoch)
+
+
+class Weight:
+    def __call__(self, epoch):
+        return 0.5
+
+
+@pytest.mark.parametrize("weight", [functools.partial(weight_of, factor=1), Weight()])
+def test_a_weight_that_cannot_be_saved_is_refused_when_given(weight):
+    with pytest.raises(ValueError, match="`global_weight` is saved with the model"):
+        SoftLabelCrossentropy(global_weight=weight)
