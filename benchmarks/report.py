@@ -22,6 +22,7 @@ import accuracy  # noqa: E402
 import checkpoint  # noqa: E402
 import cutmix_labels  # noqa: E402
 import input_pipeline  # noqa: E402
+import network_speed  # noqa: E402
 import record  # noqa: E402
 import training_step  # noqa: E402
 
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "checkpoint": checkpoint,
     "cutmix_labels": cutmix_labels,
     "input_pipeline": input_pipeline,
+    "network_speed": network_speed,
     "training_step": training_step,
 }
 
