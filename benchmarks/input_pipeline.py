@@ -33,6 +33,7 @@ LAYERS = {
     "copy and seed": lambda: seeded_copy(),
     "MixAvg": lambda: MixAvg(seed=0),
     "MixAvg, tuple": lambda: MixAvg(seed=0),
+    "MixAvg, applied": lambda: MixAvg(seed=0),
     "keras MixUp": lambda: keras.layers.MixUp(alpha=1.0, seed=0),
     "keras CutMix": lambda: keras.layers.CutMix(seed=0),
     "keras_cv MixUp": lambda: keras_cv.layers.MixUp(alpha=1.0, seed=0),
@@ -62,9 +63,13 @@ def consumer(name, batch, calls, batches):
     if name.endswith("tuple"):
         batch = (batch["images"], batch["labels"])
     data = tf.data.Dataset.from_tensors(batch).repeat()
-    calls = {"1": None, "auto": tf.data.AUTOTUNE}[calls]
-    data = data.map(LAYERS[name](), num_parallel_calls=calls)
     options = tf.data.Options()
+    if name.endswith("applied"):  # always parallel: one thread is one call
+        data = data.apply(LAYERS[name]())
+        options.threading.private_threadpool_size = 1 if calls == "1" else 0
+    else:
+        calls = {"1": None, "auto": tf.data.AUTOTUNE}[calls]
+        data = data.map(LAYERS[name](), num_parallel_calls=calls)
     options.experimental_optimization.inject_prefetch = False  # it would work ahead
     iterator = iter(data.with_options(options))
 

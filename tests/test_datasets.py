@@ -346,3 +346,31 @@ def test_the_rate_of_every_epoch_is_checked_beforehand():
         pairs(known)
     with pytest.raises(tf.errors.InvalidArgumentError, match="for 2 epochs only"):
         pairs(known)
+
+
+# --- tf.data service ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["parallel_epochs", "distributed_epoch"])
+@pytest.mark.parametrize("place", ["after", "on the workers, without a seed"])
+def test_two_workers_of_tf_data_service_do_not_repeat_each_other(mode, place):
+    tf.random.set_seed(None)  # or it would be that of all workers
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    address = dispatcher.target.split("://")[1]
+    config = service.WorkerConfig(dispatcher_address=address)
+    workers = [service.WorkerServer(config) for _ in range(2)]
+    distribute = service.distribute(mode, dispatcher.target)
+    data = batches(10)
+    if place == "after":
+        data = data.apply(distribute).apply(make(rate=1.0))
+    else:
+        data = data.apply(make(None, rate=1.0)).apply(distribute)
+    copies = 2 if mode == "parallel_epochs" else 1  # each worker does a whole epoch
+    drawn = []
+    for _ in range(2):
+        labels = [y for _, y in data.as_numpy_iterator()]
+        np.testing.assert_allclose(sum(y.sum(axis=0) for y in labels), copies)
+        drawn += labels
+    assert_all_differ(drawn)
+    assert len(workers) == 2

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "docs/_site"))
 import mathml  # noqa: E402
 import notebooks  # noqa: E402
 
-READMES = ["README.md", "keras_mixavg/README.md"]
+READMES = ["README.md", "keras_mixavg/README.md", "docs/seeds.md", "docs/workers.md"]
 # Of what a page may need and `make test` does not install.
 OPTIONAL = re.compile(r"^\s*(?:import|from) (torch|grain|keras_cv|jax)\b", re.MULTILINE)
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)(?:#([^)\s]*))?\)")

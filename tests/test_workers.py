@@ -212,3 +212,35 @@ def test_workers_of_a_torch_data_loader_draw_their_own_pairs(context, tmp_path):
     cases = [(context, one) for one in persistent]
     program = TORCH.replace("CASES", repr(cases))
     assert "all differ" in run_program(textwrap.dedent(program), tmp_path)
+
+
+# --- Without TensorFlow ---------------------------------------------------------------
+
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise ModuleNotFoundError("No module named 'tensorflow'")
+sys.meta_path.insert(0, Absent())
+import keras, numpy as np
+from keras_mixavg import MixAvg
+x, y = np.arange(8.0, dtype="float32")[:, None], np.arange(8)
+for batch in ((x, y), (keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y))):
+    mixed, labels = MixAvg(1.0, 8, seed=1)(batch)
+    mixed, labels = map(keras.ops.convert_to_numpy, (mixed, labels))
+    assert ((labels == 0.5).sum(axis=1) == 2).all()
+    np.testing.assert_allclose(mixed, labels @ x)
+assert not any(name.startswith("tensorflow") for name in sys.modules)
+print("averaged")
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_arrays_and_tensors_are_averaged_where_there_is_no_tensorflow(backend):
+    pytest.importorskip(backend)
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, env=environment
+    )
+    assert "averaged" in result.stdout, result.stderr[-3000:]
