@@ -67,7 +67,7 @@ def numbered(cells):
 def all_of_them():
     """Every notebook as text, by the page of the site that it belongs to."""
     made = {page: nbformat.writes(notebook(page)) for page in pages()}
-    return made
+    return {"start.md": GUIDE.with_suffix(".ipynb").read_text(), **made}
 
 
 def to_markdown(text):

@@ -19,6 +19,7 @@ import notebooks  # noqa: E402
 # Page, and its file. "Accuracy" of benchmarks/README.md is a page of its own.
 SOURCES = {
     "index.md": "README.md",
+    "start.md": "examples/guide.ipynb",
     "method.md": "keras_mixavg/README.md",
     "results/accuracy.md": "benchmarks/README.md",
     "results/speed.md": "benchmarks/README.md",
@@ -27,6 +28,7 @@ SOURCES = {
     "changelog.md": "CHANGELOG.md",
 }
 PAGE_OF = {source: page for page, source in SOURCES.items()}
+PAGE_OF["examples/guide.py"] = "start.md"
 PICTURES = (".png", ".jpg", ".svg")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|/)([^)\s#]*)(#[^)\s]*)?(?=\))")
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
