@@ -276,7 +276,7 @@ def draw_training(histories, wrong_labels):
 def draw_pairs(train, args):
     """One batch before and after the layer."""
     images, labels = few_of_each_class(*train, 8, args.seed)
-    mixed = MixAvg(args.rate, NUM_CLASSES, seed=args.seed)(images, labels)
+    mixed = MixAvg(args.rate, NUM_CLASSES, seed=args.seed + 3)(images, labels)
     return plotting.plot_pairs(images, labels, *mixed)
 
 

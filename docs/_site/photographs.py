@@ -36,7 +36,7 @@ def photograph(name, top, left, side):
 def main():
     images = np.stack([photograph(*crop) for crop in CROPS.values()])
     labels = np.arange(len(CROPS))
-    mixed = MixAvg(0.75, len(CROPS), seed=4)(images, labels)
+    mixed = MixAvg(0.75, len(CROPS), seed=2)(images, labels)
     PICTURE.parent.mkdir(exist_ok=True)
     plot_pairs(images, labels, *mixed, list(CROPS)).savefig(PICTURE, dpi=110)
 
