@@ -6,8 +6,9 @@
 `steps`: two models of one network, one trained with `CategoricalCrossentropy`, one with
 `SoftLabelCrossentropy` and `GlobalSoftLabel`, take turns: an epoch of `fit` each, in
 threads that pass a baton on, `--repeats` times after two of warm-up. `growth`: the same
-for a single dense layer, over classes and batch sizes. `memory`: peak memory of
-processes that train with and without, at 1,000 and 10,000 classes.
+for a single dense layer, over classes and batch sizes. `fits`: one `fit` after another,
+of one step and of fifty, and `evaluate`; the two models take turns. `memory`: peak
+memory of processes that train with and without, at 1,000 and 10,000 classes.
 
 All labels are averaged pairs; no input pipeline is measured. Each backend has a process
 of its own. Writes `benchmarks/results/training_step.json`.
@@ -151,7 +152,7 @@ def take_turns(make_model, data, steps, repeats):
     return figures
 
 
-# --- The three parts -----------------------------------------------------------------
+# --- The four parts ------------------------------------------------------------------
 
 
 def measure_steps(repeats):
@@ -207,6 +208,110 @@ def measure_growth(repeats):
         }
 
 
+def measure_fits(repeats):
+    """Each `fit` or `evaluate` is timed whole. The first ones compile."""
+    from training.networks import NETWORKS
+
+    def small(classes):
+        return lambda: NETWORKS["small"]((16, 16, 3), classes)
+
+    shape, images = (FEATURES,), (16, 16, 3)
+    yield from compared(hidden_layer, shape, 10, 1, [fit_and_validate], 3 * repeats)
+    yield from compared(small(10), images, 10, 50, [fit], repeats)
+    actions = [fit, fit_without_the_callback, evaluate]
+    yield from compared(small(1000), images, 1000, 50, actions, repeats)
+
+
+def fit(model, callbacks, data, steps, **validation):
+    model.fit(
+        repeated(data, steps),
+        steps_per_epoch=steps,
+        verbose=0,
+        callbacks=callbacks,
+        **validation,
+    )
+
+
+def fit_and_validate(model, callbacks, data, steps):
+    validation = repeated(data, steps)
+    fit(
+        model,
+        callbacks,
+        data,
+        steps,
+        validation_data=validation,
+        validation_steps=steps,
+    )
+
+
+def fit_without_the_callback(model, _, data, steps):
+    fit(model, [], data, steps)
+
+
+def evaluate(model, _, data, steps):
+    model.evaluate(repeated(data, steps), steps=steps, verbose=0)
+
+
+def compared(make_model, features, classes, steps, actions, repeats):
+    """A row for each action: done once, and then `repeats` times in turns."""
+    import keras
+
+    data = make_data(features, classes, BATCH)
+    traces = {"plain": [], "method": []}
+    models = {
+        side: compiled(lambda side=side: counted(make_model, traces[side]), with_method)
+        for side, with_method in (("plain", False), ("method", True))
+    }
+    for action in actions:
+        in_turns = {
+            side: lambda pair=pair, action=action: action(*pair, data, steps)
+            for side, pair in models.items()
+        }
+        first = {side: 1e3 * record.seconds(do) for side, do in in_turns.items()}
+        before = {side: len(traces[side]) for side in traces}
+        times = record.in_turns(in_turns, repeats)
+        new = {side: len(traces[side]) - before[side] for side in traces}
+        ratios = [a / b for a, b in zip(times["method"], times["plain"], strict=True)]
+        yield {
+            "case": action.__name__,
+            "classes": classes,
+            "steps": steps,
+            "repeats": repeats,
+            "first_ms": first,
+            "plain_ms": 1e3 * statistics.median(times["plain"]),
+            "method_ms": 1e3 * statistics.median(times["method"]),
+            "ratio": statistics.median(ratios),
+            "quartiles": record.quartiles(ratios),
+            "compiled_later": None if keras.backend.backend() == "torch" else new,
+        }
+
+
+def hidden_layer():
+    import keras
+
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(64, "relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def counted(make_model, traces):
+    """A model that adds to `traces` each time that TensorFlow or JAX compiles it, since
+    only then does Python come by. (torch compiles nothing, and comes by at each step.)
+    """
+    import keras
+
+    class Count(keras.layers.Layer):
+        def call(self, inputs):
+            traces.append(1)
+            return inputs
+
+    return keras.Sequential([make_model(), Count()])
+
+
 def measure_memory(_):
     """Peak MiB of a process that trains two epochs of three steps."""
     for classes in (1000, 10_000):
@@ -232,6 +337,7 @@ def measure_memory(_):
 MEASURE = {
     "steps": measure_steps,
     "growth": measure_growth,
+    "fits": measure_fits,
     "memory": measure_memory,
 }
 
@@ -267,6 +373,9 @@ def table(results):
     for row in results["rows"]:
         parts[row["part"]].append(row)
     text = steps_table(parts["steps"])
+    if parts["fits"]:
+        text += "\nOne `fit` or `evaluate` after another, each timed whole:\n\n"
+        text += fits_table(parts["fits"])
     text += "\nWhat (4) and (7) add to a step, and the callback to an epoch's end:\n\n"
     text += growth_table(parts["growth"])
     text += "\nPeak memory of a process that trains one dense layer:\n\n"
@@ -295,6 +404,31 @@ def steps_table(rows):
             for row in sorted(rows, key=lambda row: row["classes"])
         ],
     )
+
+
+def fits_table(rows):
+    return record.markdown(
+        ["what", "steps", "classes", "backend", "n", "first, plain and ours, ms"]
+        + ["later, plain and ours, ms", "later, x plain", "compiled later"],
+        [
+            [
+                row["case"].replace("_", " "),
+                row["steps"],
+                f"{row['classes']:,}",
+                row["backend"],
+                row["repeats"],
+                f"{row['first_ms']['plain']:,.0f}, {row['first_ms']['method']:,.0f}",
+                f"{row['plain_ms']:,.1f}, {row['method_ms']:,.1f}",
+                ratio(row),
+                compilations(row["compiled_later"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def compilations(new):
+    return "-" if new is None else f"{new['plain']}, {new['method']}"
 
 
 def growth_table(rows):

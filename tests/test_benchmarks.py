@@ -24,6 +24,7 @@ import grid  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import record  # noqa: E402
 import report  # noqa: E402
+import training_step  # noqa: E402
 from ablations import ABLATIONS  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 from training import data  # noqa: E402
@@ -352,3 +353,33 @@ def test_the_report_notices_a_figure_that_no_result_has():
     changed = text.replace(f"| {mean:.2f}"[:4], "| 99")
     assert changed != text
     assert report.render(changed) == text
+
+
+# --- Training steps ------------------------------------------------------------------
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="it compiles nothing")
+@pytest.mark.filterwarnings("ignore:.*shuffle=True")
+def test_the_row_of_a_second_fit_counts_what_is_compiled_in_later_ones(monkeypatch):
+    def fit_anew(model, callbacks, data, steps):
+        if callbacks:  # with the method
+            model.make_train_function(force=True)
+        training_step.fit(model, callbacks, data, steps)
+
+    monkeypatch.setattr(training_step, "BATCH", 4)
+    features = (training_step.FEATURES,)
+    rows = list(
+        training_step.compared(
+            training_step.hidden_layer,
+            features,
+            10,
+            1,
+            [training_step.fit, fit_anew],
+            2,
+        )
+    )
+    assert rows[0]["compiled_later"] == {"plain": 0, "method": 0}
+    assert rows[1]["compiled_later"]["plain"] == 0
+    assert rows[1]["compiled_later"]["method"] == 3  # one of them to warm up
+    text = training_step.fits_table([{**row, "backend": "jax"} for row in rows])
+    assert "| fit anew | 1 | 10 | jax | 2 |" in text and "| 0, 3 |" in text
