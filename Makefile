@@ -11,7 +11,8 @@ SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What does not depend on the backend or its version runs once, in `make test`.
 CORE := --ignore=tests/test_benchmarks.py --ignore=tests/test_docs.py --ignore=tests/test_examples.py \
 	--ignore=tests/test_examples_training.py --ignore=tests/test_plotting.py \
-	--ignore=tests/test_programs.py --ignore=tests/test_tiny_imagenet.py
+	--ignore=tests/test_image_folder.py --ignore=tests/test_programs.py \
+	--ignore=tests/test_tiny_imagenet.py
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
 .PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest fuzz lint \
