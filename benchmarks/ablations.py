@@ -6,11 +6,10 @@ examples/cifar.py` does not know them; the grids do.
 """
 
 import keras
-import tensorflow as tf
 from keras import ops
 from training.methods import AveragedPairs, AveragedPairsWithTable
 
-from keras_mixavg import GlobalSoftLabel, MixAvg, equations
+from keras_mixavg import GlobalSoftLabel, equations
 from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
 
 # --- When there are pairs ------------------------------------------------------------
@@ -19,16 +18,9 @@ from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
 class PairsOffAtTheEnd(AveragedPairsWithTable):
     """mixavg, without pairs in the last fifth of the epochs"""
 
-    def mix(self, batches, epoch):
-        pairs = MixAvg(self.args.rate, self.num_classes, seed=self.args.seed)
+    def rate(self):
         last = round(0.8 * self.args.epochs)
-
-        def mixed(*batch):
-            return tf.cond(
-                epoch < last, lambda: pairs(batch), lambda: self.one_hot(batch)
-            )
-
-        return batches.map(mixed)
+        return lambda epoch: self.args.rate if epoch < last else 0.0
 
 
 # --- Another table -------------------------------------------------------------------

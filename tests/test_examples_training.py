@@ -153,15 +153,28 @@ def test_an_epoch_has_each_image_once_and_another_order_than_the_last():
     assert sum(a == b for a, b in zip(*orders, strict=True)) < 10
 
 
-def test_epoch_and_seed_say_what_a_batch_is_wherever_a_run_starts():
-    args = arguments()
+@pytest.mark.parametrize("name", ["erm", "mixup", "mixavg"])  # each way to mix
+def test_what_a_method_mixes_depends_on_epoch_and_seed_alone(name):
+    args = arguments("--method", name)
     args.batch_size = 16
-    whole = epoch_of(3, args), epoch_of(3, args)
-    for (x, y), (again, also) in zip(*whole, strict=True):
-        np.testing.assert_array_equal(x, again)
-        np.testing.assert_array_equal(y, also)
+    images, labels = numbered(50), np.arange(50) % 10
+
+    def mixed(number):
+        """In a process that starts at this epoch, as a resumed run does."""
+        epoch = data.Epoch()
+        epoch.on_epoch_begin(number)
+        batches = data.training_batches(images, labels, args, epoch.number)
+        method = METHODS[name](args, 10)
+        return list(method.mix(batches, epoch.number).as_numpy_iterator())
+
+    first, again, next_ = mixed(3), mixed(3), mixed(4)
+    assert len(first) == 3
+    for batch, same, other in zip(first, again, next_, strict=True):
+        for one, also in zip(batch, same, strict=True):
+            np.testing.assert_array_equal(one, also)
+        assert not np.array_equal(batch[0], other[0])
     args.seed += 1
-    assert not np.array_equal(epoch_of(3, args)[0][0], whole[0][0][0])
+    assert not np.array_equal(first[0][0], mixed(3)[0][0])
 
 
 def test_the_method_is_all_that_a_method_changes():

@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
     write_cifar10(tmp_path / "tfds", train=200, test=30)
     out = tmp_path / "out"
     arguments = ["--data-dir", tmp_path / "tfds", "--network", "tiny", "--epochs", "8"]
-    arguments += ["--batch-size", "20", "--method", "mixup", "--deterministic"]
+    arguments += ["--batch-size", "20", "--deterministic"]
     process = start("cifar.py", *arguments, "--out", out, folder=tmp_path)
     history = out / "history.csv"
     while process.poll() is None:
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
     )
     assert resumed.returncode == 0, resumed.stderr
     assert "Epoch 1/8" not in resumed.stdout and "Epoch 8/8" in resumed.stdout
-    assert_complete(out, table=False)
+    assert_complete(out, table=True)
     refused_for([*arguments, "--out", out], "has a finished run", capsys)
     whole = tmp_path / "whole"
     process = start("cifar.py", *arguments, "--out", whole, folder=tmp_path)

@@ -38,7 +38,7 @@ class Plain:
 
         `epoch` is a variable that holds the number of the epoch, see data.py.
         """
-        return batches.map(self.one_hot)
+        return batches.map(self.one_hot)  # on a dataset it would draw and average
 
     def loss(self):
         return SoftLabelCrossentropy(**self.weight, from_logits=True)
@@ -71,10 +71,13 @@ class OnlineLabelSmoothing(Plain):
 class AveragedPairs(Plain):
     """averaged pairs with local soft labels"""
 
+    def rate(self):
+        """The share of averaged samples, or a function of the epoch."""
+        return self.args.rate
+
     def mix(self, batches, epoch):
-        return batches.map(
-            MixAvg(self.args.rate, self.num_classes, seed=self.args.seed)
-        )
+        layer = MixAvg(self.rate(), self.num_classes, seed=self.args.seed)
+        return layer(batches, epoch=epoch)
 
 
 class AveragedPairsWithTable(AveragedPairs):
