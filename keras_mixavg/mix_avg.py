@@ -162,7 +162,7 @@ class MixAvg(DataLayer):
         self._check(batch)
         entries = batches.entries(batch)
         leaves = keras.tree.flatten(entries)
-        if not in_tf_graph() and any(map(self.backend.is_tensor, leaves)):
+        if not in_tf_graph() and self._are_ours(leaves):
             # Keras refuses tensors beside arrays.
             convert = self.backend.convert_to_tensor
             entries = keras.tree.map_structure(convert, entries)
@@ -302,7 +302,11 @@ class MixAvg(DataLayer):
 
     def _are_ours(self, leaves: list[Any]) -> bool:
         """Whether the backend computes them, rather than NumPy."""
-        return in_tf_graph() or any(map(self.backend.is_tensor, leaves))
+        if in_tf_graph():
+            return True
+        # For Keras' numpy backend arrays are tensors.
+        leaves = [leaf for leaf in leaves if not isinstance(leaf, np.ndarray)]
+        return any(map(self.backend.is_tensor, leaves))
 
     def _averaged(self, entries: Any, partners: Any, ops: Any = None) -> Any:
         leaves = keras.tree.flatten(entries)

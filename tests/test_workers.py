@@ -5,11 +5,11 @@ Every sample's label tells who it is, so the labels of a batch say its pairs.
 
 import concurrent.futures
 import copy
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
-import textwrap
 import threading
 
 import keras
@@ -128,58 +128,42 @@ def test_random_map_of_grain_repeats_the_run():
     assert runs[0] == runs[1] and len(set(runs[0])) == 16
 
 
+# --- Worker processes -----------------------------------------------------------------
+
 GRAIN = """
 import numpy as np
 from absl import flags
 import grain
 from keras_mixavg import MixAvg
 
-def drawn(how, layer):
-    numbers = list(zip(np.arange(8.0)[:, None], np.arange(8)))
-    data = getattr(grain.MapDataset.source(numbers * 8).seed(5).batch(8), how)(layer)
-    two = grain.MultiprocessingOptions(num_workers=2)
-    return [y.tobytes() for _, y in data.to_iter_dataset().mp_prefetch(two)]
+class Both:
+    def __init__(self):
+        self.given, self.own = MixAvg(num_classes=8), MixAvg(num_classes=8, seed=1)
+    def __call__(self, batch, rng):
+        return self.given(batch, rng)[1], self.own(batch)[1]
+
+def drawn(data):
+    return [[labels.tobytes() for labels in each] for each in zip(*data, strict=True)]
 
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
-    first, second = (drawn("random_map", MixAvg(num_classes=8)) for _ in range(2))
-    assert first == second and len(set(first)) == 8, "random_map"
-    assert len(set(drawn("map", MixAvg(num_classes=8, seed=1)))) == 8, "map"
+    samples = list(zip(np.arange(8.0)[:, None], np.arange(8), strict=True)) * 8
+    data = grain.MapDataset.source(samples).seed(5).batch(8).random_map(Both())
+    data = data.to_iter_dataset()
+    here, _ = drawn(data)
+    given, own = drawn(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=2)))
+    assert given == here and len(set(given)) == 8, "random_map"
+    assert len(set(own)) == 8, "map"
     print("all differ")
 """
 
-
-def run_program(program, tmp_path):
-    """In a process of its own: the workers of pytest's would be pytest too."""
-    file = tmp_path / "program.py"
-    file.write_text(program)
-    result = subprocess.run(
-        [sys.executable, str(file)],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "KERAS_BACKEND": "numpy",  # which workers import in no time
-        },
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def test_worker_processes_of_grain_draw_their_own_pairs(tmp_path):
-    pytest.importorskip("grain")
-    assert "all differ" in run_program(GRAIN, tmp_path)
-
-
-# --- torch's DataLoader ---------------------------------------------------------------
-
 TORCH = """
+import multiprocessing
 import numpy as np, torch
 from torch.utils.data import DataLoader, default_collate
 from keras_mixavg import MixAvg
 
-SAMPLES = list(zip(torch.arange(8.0)[:, None], torch.arange(8))) * 4
+SAMPLES = list(zip(torch.arange(8.0)[:, None], torch.arange(8), strict=True)) * 4
 
 class Collate:
     def __init__(self, seed):
@@ -193,36 +177,59 @@ def epochs(seed, context, persistent):
     return [y.numpy().tobytes() for _ in range(2) for _, y in loader]
 
 if __name__ == "__main__":
-    for context, persistent in CASES:
-        first, second = (epochs(1, context, persistent) for _ in range(2))
-        assert first == second, (context, "a seed repeats the run")
-        assert len(set(first)) == 8, (context, "workers and epochs differ")
-        other = epochs(None, context, persistent)
-        assert len(set(other)) == 8 and set(other) != set(first), (context, "no seed")
+    multiprocessing.set_forkserver_preload(["torch", "keras_mixavg"])
+    for case in CASES:
+        first, second = (epochs(1, *case) for _ in range(2))
+        assert first == second, (case, "a seed repeats the run")
+        assert len(set(first)) == 8, (case, "workers and epochs differ")
+        other = epochs(None, *case)
+        assert len(set(other)) == 8 and set(other) != set(first), (case, "no seed")
     print("all differ")
 """
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_of_a_torch_data_loader_draw_their_own_pairs(context, tmp_path):
+def run_program(program, tmp_path, backend="numpy"):
+    """In a process of its own: the workers of pytest's would be pytest too."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the same processes whatever the backend here: once is enough")
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    path = os.pathsep.join(filter(None, sys.path))
+    result = subprocess.run(
+        [sys.executable, str(file)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": backend},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_worker_processes_of_grain_draw_their_own_pairs(tmp_path):
+    pytest.importorskip("grain")
+    assert "all differ" in run_program(GRAIN, tmp_path)
+
+
+def test_workers_of_a_torch_data_loader_draw_their_own_pairs(tmp_path):
+    """Forked, or made of a pickle as `spawn` does it, but imported only once."""
     pytest.importorskip("torch")
-    if context == "fork" and not hasattr(os, "fork"):
+    if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here")
-    persistent = (False, True) if context == "fork" else (False,)
-    cases = [(context, one) for one in persistent]
-    program = TORCH.replace("CASES", repr(cases))
-    assert "all differ" in run_program(textwrap.dedent(program), tmp_path)
+    cases = [("fork", False), ("fork", True), ("forkserver", False)]
+    assert "all differ" in run_program(TORCH.replace("CASES", repr(cases)), tmp_path)
 
 
 # --- Without TensorFlow ---------------------------------------------------------------
 
 WITHOUT = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tensorflow":
-            raise ModuleNotFoundError("No module named 'tensorflow'")
-sys.meta_path.insert(0, Absent())
+import importlib.machinery, sys
+class WithoutTensorFlow(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, *args):
+        hidden = name.partition(".")[0] == "tensorflow"
+        return None if hidden else super().find_spec(name, *args)
+sys.meta_path.remove(importlib.machinery.PathFinder)
+sys.meta_path.append(WithoutTensorFlow)
 import keras, numpy as np
 from keras_mixavg import MixAvg
 x, y = np.arange(8.0, dtype="float32")[:, None], np.arange(8)
@@ -237,10 +244,8 @@ print("averaged")
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_arrays_and_tensors_are_averaged_where_there_is_no_tensorflow(backend):
+def test_arrays_and_tensors_are_averaged_where_there_is_no_tensorflow(
+    backend, tmp_path
+):
     pytest.importorskip(backend)
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, env=environment
-    )
-    assert "averaged" in result.stdout, result.stderr[-3000:]
+    assert "averaged" in run_program(WITHOUT, tmp_path, backend)
