@@ -2,24 +2,25 @@
 
 import math
 import numbers
-import warnings
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_mixavg import equations
+from keras_mixavg import equations, training_warnings
 from keras_mixavg._keras import (
     evaluates_without,
     loop_of,
     make_steps_anew,
     refuse_multi_worker_strategy,
-    replicated_by_tensorflow,
     state_scope,
-    track_metric,
-    untrack_metric,
+)
+from keras_mixavg.attaching import (
+    attach,
+    claim,
+    forget_other_tables,
+    num_classes_of,
+    soft_label_losses,
 )
 from keras_mixavg.losses import SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable, view_of
@@ -136,7 +137,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         name if the model is compiled with a list or dict of losses."""
         tables = self._tables
         if not tables and self.model is not None:
-            losses = _soft_label_losses(self.model)
+            losses = soft_label_losses(self.model)
             tables = {name: loss.table for name, loss in losses.items()}
         known = {
             name: table.numpy()
@@ -169,54 +170,21 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
         refuse_multi_worker_strategy(model)
-        self._losses = _soft_label_losses(model)
+        self._losses = soft_label_losses(model)
         params: dict[str, Any] = self.params or {}
         self._epochs = params.get("epochs")
         self._check_fade_out()
         self._tables = {name: loss.table for name, loss in self._losses.items()}
         self._weights = {}
         self._told = set()
-        _forget_other_tables(model, list(self._tables.values()))
+        forget_other_tables(model, list(self._tables.values()))
         for name, table in self._tables.items():
-            self._claim(name, table)
+            claim(model, self._losses[name])
             table.disable()  # after an exception
             self._build_if_known(name, table)
-        if self._attach(model):
+        if attach(model, self._losses, self.collect):
             make_steps_anew(model)
         evaluates_without(model, self._tables.values())
-
-    def _claim(self, name: str, table: SoftLabelTable) -> None:
-        model, loss = self.model, self._losses[name]
-        if table.owner is not None and table.owner() is not model:
-            raise ValueError(
-                "The SoftLabelCrossentropy of this model has trained another model, "
-                "whose soft-label table it holds. Compile each model with a "
-                "SoftLabelCrossentropy(...) of its own."
-            )
-        table.owner = weakref.ref(model)
-        if loss.lost_table and not table.learnt:
-            warnings.warn(
-                "The loss of this model was made from the configuration of one with "
-                "a soft-label table, and the table did not come with it, which now "
-                "starts as the identity. Save and load with the format .keras, or with "
-                "`save_weights` and `load_weights`, to keep it.",
-                stacklevel=3,
-            )
-        loss.lost_table = False
-
-    def _attach(self, model: Any) -> bool:
-        """Make the tables metrics of the model; whether its steps must be made anew."""
-        changed = False
-        for name, table in self._tables.items():
-            attribute, loss = _attribute(name), self._losses[name]
-            if getattr(model, attribute, None) is not table:
-                track_metric(model, attribute, table)
-                changed = True
-            changed = changed or table.collect != self.collect
-            table.collect = self.collect
-            loss.attached = True
-        _check_carried(model, self._tables)
-        return changed
 
     def _check_fade_out(self) -> None:
         if not self.fade_out:
@@ -246,7 +214,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         if table.num_classes is not None:
             return
         loss = self._losses[name]
-        num_classes = table.loaded_classes or _num_classes(self.model, name, loss)
+        num_classes = table.loaded_classes or num_classes_of(self.model, name, loss)
         if num_classes is not None:
             with state_scope(self.model):
                 table.build(num_classes)
@@ -280,10 +248,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         for name, table in self._tables.items():
             table.disable()
             if _steps(table) <= self._steps[name] and self._has_trained():
-                self._tell_of_no_step(name, epoch)
+                training_warnings.no_step(self._told, name, epoch)
             if table.num_classes is None:  # not one batch came
                 continue
-            self._tell_of_accuracy(table)
+            training_warnings.accuracy(self._told, self.model, table)
             self._end_epoch(name, table)
             if logs is not None:
                 prefix = f"{name}_" if name else ""
@@ -299,51 +267,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         iterations = self._optimizer_iterations()
         return iterations is None or iterations != self._iterations
 
-    def _tell_of_no_step(self, name: str, epoch: int) -> None:
-        if name in self._told:
-            return
-        self._told.add(name)
-        of_output = f" of output {name!r}" if name else ""
-        warnings.warn(
-            f"Epoch {epoch} trained without the global soft labels{of_output}: no step "
-            "called the loss that the model is compiled with. A `train_step` of your "
-            "own calls `self.compute_loss(x, y, y_pred, sample_weight)`, on JAX "
-            "`self.stateless_compute_loss(...)`; a `compute_loss` of your own calls "
-            "`super().compute_loss(...)` or `self.loss(y, y_pred)`; a loop of your own "
-            "calls `model.train_on_batch`.",
-            stacklevel=3,
-        )
-
-    def _tell_of_accuracy(self, table: SoftLabelTable) -> None:
-        """Once, and only if pairs of classes have come."""
-        plain = any(
-            isinstance(metric, keras.metrics.CategoricalAccuracy)
-            for several in self.model.metrics
-            for metric in getattr(several, "metrics", [])
-        )
-        if "accuracy" in self._told or not plain:
-            return
-        gram = view_of(table.gram)
-        if np.count_nonzero(gram) > np.count_nonzero(gram.diagonal()):
-            self._told.add("accuracy")
-            warnings.warn(
-                "Keras' accuracy counts only the lower class number of an averaged "
-                "pair as right. Compile with metrics="
-                "[keras_mixavg.SoftLabelAccuracy()] to have both counted.",
-                stacklevel=3,
-            )
-
     def _end_epoch(self, name: str, table: SoftLabelTable) -> None:
         left_out = table.end_epoch(self.prior_count)
         if left_out:
-            output = f" of output {name!r}" if name else ""
-            warnings.warn(
-                f"{left_out} samples{output} were left out of the soft-label table in "
-                f"epoch {table.epoch}: their predictions, labels or sample weights are "
-                "not finite, their sample weights negative, or their labels of no "
-                "class (numbers count from 0 on). The loss had them all.",
-                stacklevel=2,
-            )
+            training_warnings.left_out(left_out, name, table.epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
         for table in self._tables.values():
@@ -365,98 +292,5 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         return cls(**config)
 
 
-def _soft_label_losses(model: Any) -> dict[str, SoftLabelCrossentropy]:
-    """Each SoftLabelCrossentropy of the model by output name, `""` if single."""
-    losses = {
-        name: loss
-        for name, loss in _named(model.loss, getattr(model, "output_names", None))
-        if isinstance(loss, SoftLabelCrossentropy)
-    }
-    if not losses:
-        raise ValueError(
-            "GlobalSoftLabel needs a model compiled with a SoftLabelCrossentropy. "
-            f"Received: model.loss={model.loss!r}. Compile the model with "
-            "loss=keras_mixavg.SoftLabelCrossentropy(from_logits=...)."
-        )
-    several = "" in losses and len(getattr(model, "outputs", None) or [None]) > 1
-    if several or len({id(loss) for loss in losses.values()}) < len(losses):
-        raise ValueError(
-            "Each output needs a SoftLabelCrossentropy of its own, since each has its "
-            f"own table. Received: model.loss={model.loss!r}. Compile with a list or a "
-            "dict, with one SoftLabelCrossentropy(...) for each output that is to have "
-            "global soft labels."
-        )
-    return losses
-
-
-def _attribute(name: str) -> str:
-    """The model's attribute for the table of an output while it trains."""
-    return f"soft_label_table_{name}" if name else "soft_label_table"
-
-
 def _steps(table: SoftLabelTable) -> int:
     return int(view_of(table.steps)) if table.num_classes else 0
-
-
-def _forget_other_tables(model: Any, tables: list[SoftLabelTable]) -> None:
-    """Those of losses that the model was compiled with before."""
-    others = {
-        attribute: value
-        for attribute, value in vars(model).items()
-        if isinstance(value, SoftLabelTable)
-        and not any(value is table for table in tables)
-    }
-    for attribute, table in others.items():
-        untrack_metric(model, attribute, table)
-        if table.learnt and not any(table.learnt for table in tables):
-            warnings.warn(
-                "The model was compiled with a new SoftLabelCrossentropy since it last "
-                "trained with GlobalSoftLabel, so its soft-label table starts anew. To "
-                "go on with the table compile with the same object, `loss=model.loss`.",
-                stacklevel=3,
-            )
-
-
-def _num_classes(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | None:
-    """How many classes the loss of an output sees, if that can be told by now.
-
-    On one device TensorFlow and torch learn it from the first batch. JAX and replicas
-    need all variables before: there Keras has called the loss once, symbolically.
-    """
-    if loss.num_classes is not None:
-        return loss.num_classes
-    outputs = getattr(model, "outputs", None) or []
-    names = getattr(model, "output_names", None) or []
-    if name in names and len(names) == len(outputs):
-        return outputs[names.index(name)].shape[-1]
-    if name == "" and len(outputs) == 1:
-        return outputs[0].shape[-1]
-    if keras.backend.backend() == "jax" or replicated_by_tensorflow(model):
-        return loss.seen_classes
-    return None
-
-
-def _named(loss: Any, names: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(loss, dict):
-        entries = list(loss.items())
-    elif isinstance(loss, (list, tuple)):
-        usable = names is not None and len(names) == len(loss) and not prefix
-        entries = list(zip(names if usable else range(len(loss)), loss, strict=True))
-    else:
-        yield prefix, loss
-        return
-    for key, entry in entries:
-        yield from _named(entry, None, f"{prefix}/{key}" if prefix else str(key))
-
-
-def _check_carried(model: Any, tables: dict[str, SoftLabelTable]) -> None:
-    """On JAX a step carries only what the model lists; elsewhere it need not be."""
-    listed = {id(metric) for metric in model.metrics}
-    if keras.backend.backend() == "jax" and any(
-        id(table) not in listed for table in tables.values()
-    ):
-        raise ValueError(
-            "On JAX, `model.metrics` must list the soft-label table, and the model's "
-            f"own property does not. Received: model.metrics={model.metrics!r}. Have "
-            "it return [*super().metrics, ...]."
-        )

@@ -11,12 +11,11 @@ from keras import ops
 
 from keras_mixavg import equations
 from keras_mixavg._keras import sync_state
+from keras_mixavg.saved_state import OLD_NAMES, SAVED, check_state, initial_state
 
 Tensor = Any
 
 ONE_VALUE = "only_first_replica"  # the same on every replica; "sum" would multiply it
-SAVED = ("table", "cross", "gram", "steps")
-OLD_NAMES = {"evidence": "cross", "mass": "gram"}  # in files of version 0.1
 LARGE = 5000  # classes, from which on a table is worth a warning
 
 
@@ -299,9 +298,9 @@ class SoftLabelTable(keras.metrics.Metric):
         state = {OLD_NAMES.get(n, n): np.array(store[n]) for n in store.keys()}
         epoch = int(state.pop("epoch", -1))
         if state:
-            _check_state(state, self.num_classes)
+            check_state(state, self.num_classes)
         elif self.num_classes is not None:
-            state = _initial_state(self.num_classes)
+            state = initial_state(self.num_classes)
         self._refused = False
         if epoch < 0:
             warnings.warn(
@@ -345,33 +344,3 @@ def view_of(variable: Any) -> np.ndarray:
 def numpy_of(variable: Any) -> np.ndarray:
     """A copy of a variable's value."""
     return np.array(view_of(variable))
-
-
-def _initial_state(num_classes: int) -> dict[str, np.ndarray]:
-    zeros = np.zeros((num_classes, num_classes), "float32")
-    identity = np.eye(num_classes, dtype="float32")
-    return {"table": identity, "cross": zeros, "gram": zeros, "steps": np.zeros(())}
-
-
-def _check_state(state: dict[str, np.ndarray], num_classes: int | None) -> None:
-    advice = "The file is damaged, or of another version. Load an earlier one."
-    if set(state) != set(SAVED):
-        raise ValueError(
-            f"A saved soft-label table must have {sorted(SAVED)}. Received: "
-            f"{sorted(state)}. {advice}"
-        )
-    table = state["table"]
-    expected = (num_classes or len(table),) * 2
-    for name in ("table", "cross", "gram"):
-        if state[name].shape != expected:
-            raise ValueError(
-                f"The saved `{name}` must have shape {expected}, as the soft-label "
-                f"table of this model. Received: shape {state[name].shape}. Load a "
-                "file of a model with the same classes."
-            )
-    finite = all(np.isfinite(value).all() for value in state.values())
-    if not finite or (table < 0).any() or np.abs(table.sum(axis=1) - 1).max() > 1e-3:
-        raise ValueError(
-            "The rows of a saved soft-label table must be finite, not negative, and "
-            f"sum to 1. Received: rows that sum to {table.sum(axis=1)}. {advice}"
-        )

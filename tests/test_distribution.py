@@ -357,10 +357,10 @@ def test_mutation_a_table_owned_by_the_loss_alone_is_noticed(monkeypatch):
     before training and, by the count of the steps, after an epoch."""
 
     loss = SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
-    monkeypatch.setattr("keras_mixavg.callbacks.track_metric", lambda *args: None)
+    monkeypatch.setattr("keras_mixavg.attaching.track_metric", lambda *args: None)
     with pytest.raises(ValueError, match="must list the soft-label table"):
         train(loss=loss)
-    monkeypatch.setattr("keras_mixavg.callbacks._check_carried", lambda *args: None)
+    monkeypatch.setattr("keras_mixavg.attaching._check_carried", lambda *args: None)
     loss = SoftLabelCrossentropy(global_weight=0.5, from_logits=True)
     with pytest.warns(UserWarning, match="without the global soft labels"):
         assert differs_from_the_reference(train(loss=loss))

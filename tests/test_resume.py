@@ -24,7 +24,7 @@ from test_training import (
 )
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
-from keras_mixavg.soft_label_table import SAVED
+from keras_mixavg.saved_state import SAVED
 
 BACKEND = keras.backend.backend()
 EPOCHS = 5
