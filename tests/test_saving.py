@@ -127,7 +127,13 @@ def by_config_of_the_loss(model, folder):
     return new_model(loss=SoftLabelCrossentropy.from_config(config))
 
 
-LOST = [by_old_format, by_compile_config, by_config_of_the_loss]
+def by_clone_model(model, folder):
+    other = keras.models.clone_model(model)
+    assert other.compiled
+    return other
+
+
+LOST = [by_clone_model, by_old_format, by_compile_config, by_config_of_the_loss]
 
 
 @pytest.mark.parametrize("way", LOST, ids=lambda way: way.__name__)
@@ -164,6 +170,85 @@ def test_weights_alone_leave_the_table(trained, batches):
     fit(other, batches)
     before = other.loss.table.numpy()
     other.set_weights(trained.get_weights())
+    np.testing.assert_array_equal(other.loss.table.numpy(), before)
+
+
+def test_a_model_that_is_loaded_without_its_loss_has_no_table(trained, tmp_path):
+    trained.save(tmp_path / "model.keras")
+    model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert getattr(model, "loss", None) is None
+
+
+def by_lora(model, batches, folder):
+    model.layers[0].enable_lora(2)
+    assert len(model.trainable_variables) == 3  # two factors, a bias
+
+
+def by_quantizing(model, batches, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the input has nothing to quantize
+        model.quantize("int8")
+    assert keras.backend.standardize_dtype(model.layers[0].kernel.dtype) == "int8"
+
+
+def by_averaged_weights(model, batches, folder):
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True)
+    model.compile(optimizer, model.loss)
+    for x, y, _ in batches:  # at its end `fit` would put the averages in place
+        model.train_on_batch(x, y)
+    own, seen = model.get_weights()[0], []
+
+    class Look(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            seen.append((self.model.get_weights()[0], self.model.loss.table.numpy()))
+
+    swap = keras.callbacks.SwapEMAWeights()
+    model.evaluate(dataset_of(batches), verbose=0, callbacks=[swap, Look()])
+    ((averaged, table),) = seen
+    assert np.abs(averaged - own).max() > 1e-4
+    np.testing.assert_array_equal(table, model.loss.table.numpy())
+
+
+def by_the_names_in_an_old_file(model, batches, folder):
+    kernel = model.get_weights()[0]
+    other = keras.models.clone_model(model)  # of the same names
+    other.compile("sgd", SoftLabelCrossentropy(from_logits=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the format
+        other.save(folder / "model.h5")
+    model.load_weights(folder / "model.h5", by_name=True)
+    np.testing.assert_array_equal(model.get_weights()[0], other.get_weights()[0])
+    assert np.abs(model.get_weights()[0] - kernel).max() > 1e-4
+
+
+UNTOUCHED = [
+    by_lora,
+    by_quantizing,
+    by_averaged_weights,
+    by_the_names_in_an_old_file,
+]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one is enough")
+@pytest.mark.parametrize("way", UNTOUCHED, ids=lambda way: way.__name__)
+def test_what_changes_the_weights_alone_leaves_the_table(
+    trained, batches, tmp_path, way
+):
+    before = trained.loss.table.numpy()
+    way(trained, batches, tmp_path)
+    np.testing.assert_array_equal(trained.loss.table.numpy(), before)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
+def test_a_checkpoint_of_tensorflow_lacks_the_table(trained, batches, tmp_path):
+    import tensorflow as tf
+
+    path = tf.train.Checkpoint(model=trained).save(tmp_path / "checkpoint")
+    other = new_model()
+    fit(other, batches)
+    before = other.loss.table.numpy()
+    tf.train.Checkpoint(model=other).restore(path)
+    np.testing.assert_array_equal(other.get_weights()[0], trained.get_weights()[0])
     np.testing.assert_array_equal(other.loss.table.numpy(), before)
 
 

@@ -55,3 +55,13 @@ def test_statistics_are_confidence_and_entropy_in_nats(table):
 
 def test_it_reports_nothing_as_a_metric(table):
     assert table.result() == {}
+
+
+def test_a_large_table_says_beforehand_what_it_takes(monkeypatch):
+    monkeypatch.setattr(SoftLabelTable, "_variable", lambda *args, **kwargs: None)
+    SoftLabelTable().build(4999)  # no warning, which would be an error here
+    with pytest.warns(UserWarning) as warned:
+        SoftLabelTable().build(10_000)
+    (message,) = [str(warning.message) for warning in warned]
+    assert "10000 classes takes 1.2 GB of memory" in message  # three of 10,000² floats
+    assert "up to about 70 s on two cores" in message
