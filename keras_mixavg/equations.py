@@ -76,7 +76,7 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
         predictions: `(..., num_classes)`, of more than one class.
 
     Returns:
-        `(..., num_classes)`.
+        `(..., num_classes)`, a row of zeros for a number outside [0, num_classes).
 
     Example:
 
@@ -89,10 +89,8 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
         return ops.cond(
             ops.equal(ops.size(labels), ops.size(predictions)),
             lambda: ops.cast(ops.reshape(labels, ops.shape(predictions)), "float32"),
-            lambda: ops.one_hot(
-                ops.cast(ops.reshape(labels, ops.shape(predictions)[:-1]), "int32"),
-                num_classes,
-                dtype="float32",
+            lambda: _rows(
+                ops.reshape(labels, ops.shape(predictions)[:-1]), num_classes
             ),
         )
     if len(labels.shape) == len(predictions.shape):
@@ -101,7 +99,14 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
         labels = ops.squeeze(labels, -1)
     elif len(labels.shape) + 1 != len(predictions.shape):
         return labels
-    return ops.one_hot(ops.cast(labels, "int32"), num_classes, dtype="float32")
+    return _rows(labels, num_classes)
+
+
+def _rows(numbers: Tensor, num_classes: int) -> Tensor:
+    """One-hot rows; zeros for a number that does not exist, which torch refuses."""
+    classes = ops.arange(num_classes, dtype="int32")
+    numbers = ops.expand_dims(ops.cast(numbers, "int32"), -1)
+    return ops.cast(ops.equal(numbers, classes), "float32")
 
 
 def global_soft_labels(labels: Tensor, table: Tensor) -> Tensor:
