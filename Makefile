@@ -9,10 +9,9 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What does not depend on the backend or its version runs once, in `make test`.
-CORE := --ignore=tests/test_benchmarks.py --ignore=tests/test_docs.py --ignore=tests/test_examples.py \
-	--ignore=tests/test_examples_training.py --ignore=tests/test_plotting.py \
-	--ignore=tests/test_image_folder.py --ignore=tests/test_programs.py \
-	--ignore=tests/test_tiny_imagenet.py
+ONCE := ablations benchmarks docs examples examples_scores examples_training image_folder \
+	plotting programs tiny_imagenet
+CORE := $(ONCE:%=--ignore=tests/test_%.py)
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
 .PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest fuzz lint \

@@ -17,14 +17,24 @@ of its own. Writes `benchmarks/results/training_step.json`.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import threading
-import time
 from collections import defaultdict
 
 import record
+from two_models import (
+    BATCH,
+    FEATURES,
+    compared,
+    dense,
+    evaluate,
+    fit,
+    fit_and_validate,
+    fit_without_the_callback,
+    hidden_layer,
+    make_data,
+    take_turns,
+)
 
 BACKENDS = ("tensorflow", "jax", "torch")
 CASES = {  # network, side of the images, classes, steps an epoch
@@ -32,124 +42,8 @@ CASES = {  # network, side of the images, classes, steps an epoch
     "PreAct ResNet-18": ("preact_resnet18", 32, 100, 2),
     "small network, wide head": ("small", 32, 1000, 8),
 }
-BATCH = 128
 GROWTH = [(k, BATCH) for k in (10, 100, 1000)] + [(1000, b) for b in (32, 512)]
 GROWTH += [(10_000, BATCH)]
-FEATURES = 256  # of the dense layer
-
-
-# --- Two sides that take turns -------------------------------------------------------
-
-
-class Side(threading.Thread):
-    """Trains a model with the method or without; waits for its turn at each epoch."""
-
-    def __init__(self, make_model, with_method, data, steps, epochs):
-        super().__init__(daemon=True)
-        self.arguments = make_model, with_method, data, steps, epochs
-        self.mine, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.epochs, self.steps, self.error = [], [], None
-        self.batch_hooks = 0
-
-    def run(self):
-        import keras
-
-        make_model, with_method, data, steps, epochs = self.arguments
-        side = self
-
-        class First(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                side.mine.acquire()
-                self.start = time.perf_counter()
-
-            def on_epoch_end(self, epoch, logs=None):
-                side.steps.append(time.perf_counter() - side.begun)
-
-        class Last(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                side.begun = time.perf_counter()
-
-            def on_epoch_end(self, epoch, logs=None):
-                side.epochs.append(time.perf_counter() - first.start)
-                side.done.release()
-
-        first = First()
-        try:
-            model, callbacks = compiled(make_model, with_method)
-            model.fit(
-                repeated(data, steps),
-                steps_per_epoch=steps,
-                epochs=epochs,
-                verbose=0,
-                callbacks=[first, *callbacks, Last()],
-            )
-        except Exception as error:
-            self.error = error
-            self.done.release()
-
-    def take_turn(self):
-        self.mine.release()
-        self.done.acquire()
-        if self.error:
-            raise self.error
-
-
-def compiled(make_model, with_method):
-    import keras
-
-    import keras_mixavg
-
-    keras.utils.set_random_seed(0)
-    model = make_model()
-    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
-    loss = keras_mixavg.SoftLabelCrossentropy(from_logits=True)
-    model.compile(
-        keras.optimizers.SGD(0.01, 0.9),
-        loss if with_method else plain,
-        jit_compile=keras.backend.backend() != "torch",  # Keras: torch.compile, slower
-    )
-    return model, [keras_mixavg.GlobalSoftLabel()] if with_method else []
-
-
-def make_data(features, classes, batch):
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    one_hot = np.eye(classes, dtype="float32")[rng.integers(0, classes, (2, batch))]
-    return rng.normal(size=(batch, *features)).astype("float32"), one_hot.mean(axis=0)
-
-
-def repeated(data, steps):
-    """The one batch, as tensors of the backend, over and over."""
-    import keras
-
-    batch = tuple(keras.ops.convert_to_tensor(value) for value in data)
-    while True:
-        yield batch
-
-
-def take_turns(make_model, data, steps, repeats):
-    warm_up = 2
-    plain, method = (
-        Side(make_model, with_method, data, steps, warm_up + repeats)
-        for with_method in (False, True)
-    )
-    plain.start(), method.start()
-    for turn in range(warm_up + repeats):
-        for side in (plain, method) if turn % 2 else (method, plain):
-            side.take_turn()
-    plain.join(), method.join()
-    figures = {}
-    for name in ("steps", "epochs"):
-        with_, without = (getattr(s, name)[warm_up:] for s in (method, plain))
-        ratios = [a / b for a, b in zip(with_, without, strict=True)]
-        figures[name] = {
-            "ratio": statistics.median(ratios),
-            "quartiles": record.quartiles(ratios),
-            "plain_ms": 1e3 * statistics.median(without),
-            "method_ms": 1e3 * statistics.median(with_),
-        }
-    return figures
 
 
 # --- The four parts ------------------------------------------------------------------
@@ -176,12 +70,6 @@ def measure_steps(repeats):
             "repeats": repeats,
             **figures,
         }
-
-
-def dense(classes):
-    import keras
-
-    return keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(classes)])
 
 
 def measure_growth(repeats):
@@ -222,103 +110,13 @@ def measure_fits(repeats):
     yield from compared(small(1000), images, 1000, 50, actions, repeats)
 
 
-def fit(model, callbacks, data, steps, **validation):
-    model.fit(
-        repeated(data, steps),
-        steps_per_epoch=steps,
-        verbose=0,
-        callbacks=callbacks,
-        **validation,
-    )
-
-
-def fit_and_validate(model, callbacks, data, steps):
-    validation = repeated(data, steps)
-    fit(
-        model,
-        callbacks,
-        data,
-        steps,
-        validation_data=validation,
-        validation_steps=steps,
-    )
-
-
-def fit_without_the_callback(model, _, data, steps):
-    fit(model, [], data, steps)
-
-
-def evaluate(model, _, data, steps):
-    model.evaluate(repeated(data, steps), steps=steps, verbose=0)
-
-
-def compared(make_model, features, classes, steps, actions, repeats):
-    """A row for each action: done once, and then `repeats` times in turns."""
-    import keras
-
-    data = make_data(features, classes, BATCH)
-    traces = {"plain": [], "method": []}
-    models = {
-        side: compiled(lambda side=side: counted(make_model, traces[side]), with_method)
-        for side, with_method in (("plain", False), ("method", True))
-    }
-    for action in actions:
-        in_turns = {
-            side: lambda pair=pair, action=action: action(*pair, data, steps)
-            for side, pair in models.items()
-        }
-        first = {side: 1e3 * record.seconds(do) for side, do in in_turns.items()}
-        before = {side: len(traces[side]) for side in traces}
-        times = record.in_turns(in_turns, repeats)
-        new = {side: len(traces[side]) - before[side] for side in traces}
-        ratios = [a / b for a, b in zip(times["method"], times["plain"], strict=True)]
-        yield {
-            "case": action.__name__,
-            "classes": classes,
-            "steps": steps,
-            "repeats": repeats,
-            "first_ms": first,
-            "plain_ms": 1e3 * statistics.median(times["plain"]),
-            "method_ms": 1e3 * statistics.median(times["method"]),
-            "ratio": statistics.median(ratios),
-            "quartiles": record.quartiles(ratios),
-            "compiled_later": None if keras.backend.backend() == "torch" else new,
-        }
-
-
-def hidden_layer():
-    import keras
-
-    return keras.Sequential(
-        [
-            keras.Input((FEATURES,)),
-            keras.layers.Dense(64, "relu"),
-            keras.layers.Dense(10),
-        ]
-    )
-
-
-def counted(make_model, traces):
-    """A model that adds to `traces` each time that TensorFlow or JAX compiles it, since
-    only then does Python come by. (torch compiles nothing, and comes by at each step.)
-    """
-    import keras
-
-    class Count(keras.layers.Layer):
-        def call(self, inputs):
-            traces.append(1)
-            return inputs
-
-    return keras.Sequential([make_model(), Count()])
-
-
 def measure_memory(_):
     """Peak MiB of a process that trains two epochs of three steps."""
     for classes in (1000, 10_000):
         peaks = {}
         for part, with_method in (("plain", False), ("method", True)):
             peaks[part] = record.peak_of(
-                "import training_step as t\n"
+                "import two_models as t\n"
                 f"data = t.make_data((t.FEATURES,), {classes}, t.BATCH)\n"
                 f"model, callbacks = t.compiled(lambda: t.dense({classes}), "
                 f"{with_method})\n"

@@ -1,4 +1,4 @@
-"""The instrument of the study: grids, their results, ablations, and the report."""
+"""The instrument of the study: grids, their results, and the report."""
 
 import importlib.util
 import json
@@ -9,8 +9,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import reference
-import tensorflow as tf
 
 ROOT = Path(__file__).parent.parent
 GRIDS = sorted((ROOT / "benchmarks/grids").glob("*.toml"))
@@ -25,9 +23,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import record  # noqa: E402
 import report  # noqa: E402
 import training_step  # noqa: E402
-from ablations import ABLATIONS  # noqa: E402
+import two_models  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
-from training import data  # noqa: E402
 
 # Of TFDS and protobuf.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -195,111 +192,6 @@ rate = "half"
     assert not list((tmp_path / "runs").iterdir())
 
 
-# --- Ablations -----------------------------------------------------------------------
-
-LABELS = np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]], "float32")
-
-
-def method(name, classes=3, **options):
-    options = {"smoke": True, "out": "not/there", "method": name, **options}
-    _, args = grid.arguments(options)
-    return ABLATIONS[name](args, classes)
-
-
-def fitted(method, rng, epochs=2, steps=1):
-    """A linear model after `fit` without learning: its logits stay as they are."""
-    x = rng.normal(size=(4, 5)).astype("float32")
-    network = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
-    model = method.model(network)
-    model.compile(keras.optimizers.SGD(0.0), method.loss())
-    data = tf.data.Dataset.from_tensors((x, LABELS)).repeat(steps)
-    callbacks = method.callbacks()
-    history = model.fit(
-        data, epochs=epochs, callbacks=callbacks, verbose=0, shuffle=False
-    )
-    logits = np.asarray(network.predict(x, verbose=0), "float64")
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    table = callbacks[0].table if callbacks else None
-    return history.history["loss"], log_p, table
-
-
-SOFT = {"global-weight": 1, "fade-out": 0, "collect": "all"}
-
-
-def test_pairs_go_off_for_the_last_fifth_of_the_epochs():
-    pairs = method("pairs_off_at_the_end", rate=1, classes=8)
-    pairs.args.epochs = 10
-    epoch = data.Epoch()
-    batches = tf.data.Dataset.from_tensor_slices((np.ones((8, 2)), np.arange(8)))
-    batches = pairs.mix(batches.batch(4), epoch.number)
-    for number in range(10):
-        epoch.on_epoch_begin(number)
-        largest = {y.max() for _, y in batches.as_numpy_iterator()}
-        assert largest == ({0.5} if number < 8 else {1.0}), number
-
-
-def test_rows_by_division_are_the_mean_prediction_of_each_class(rng):
-    options = {**SOFT, "prior-count": 0}
-    losses, log_p, table = fitted(method("rows_by_division", **options), rng)
-    for number in range(3):
-        expected = np.average(np.exp(log_p), axis=0, weights=LABELS[:, number])
-        np.testing.assert_allclose(table[number], expected, atol=1e-4)
-    targets = LABELS @ table
-    expected = -(targets * log_p).sum(axis=1).mean()
-    assert losses[1] == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_fixed_mass_goes_to_the_other_classes_as_the_table_says(rng):
-    options = {**SOFT, "global-weight": 0.25, "prior-count": 0}
-    losses, log_p, table = fitted(method("fixed_mass", **options), rng)
-    others = table * (1 - np.eye(3))
-    others /= others.sum(axis=1, keepdims=True)
-    targets = 0.75 * LABELS + 0.25 * LABELS @ others
-    assert losses[0] == pytest.approx(-(LABELS * log_p).sum(axis=1).mean(), rel=1e-5)
-    assert losses[1] == pytest.approx(-(targets * log_p).sum(axis=1).mean(), rel=1e-5)
-
-
-def test_the_table_changes_within_an_epoch(rng):
-    """Two changes an epoch, each after 13 equal steps, and none at its end."""
-    _, log_p, table = fitted(method("every_13_steps", **SOFT), rng, epochs=1, steps=26)
-    p, expected = np.exp(log_p), np.eye(3)
-    for _ in range(2):
-        cross, gram = 13 * LABELS.T @ p, 13 * LABELS.T @ LABELS
-        expected = reference.updated_table(expected, cross, gram, 1.0)
-    np.testing.assert_allclose(table, expected, atol=1e-5)
-
-
-def test_the_teacher_is_the_moving_average_of_the_network(rng):
-    teacher = method("moving_average_teacher", **{"global-weight": 0.25})
-    inputs = keras.Input((5,))
-    hidden = keras.layers.BatchNormalization()(inputs)
-    network = keras.Model(inputs, keras.layers.Dense(3)(hidden))
-    model = teacher.model(network)
-    model.compile(keras.optimizers.SGD(0.5), teacher.loss())
-    x = rng.normal(size=(4, 5)).astype("float32")
-    trained = [w.trainable for w in network.weights]  # the others change in the call
-    means = network.get_weights()
-    for _ in range(3):
-        before = network.get_weights()
-        loss = model.train_on_batch(x, LABELS)
-        seen = [
-            was if learns else now
-            for was, now, learns in zip(
-                before, network.get_weights(), trained, strict=True
-            )
-        ]
-        means = [0.99 * m + 0.01 * w for m, w in zip(means, seen, strict=True)]
-    for mean, found in zip(means, model.average.get_weights(), strict=True):
-        np.testing.assert_allclose(found, mean, rtol=1e-5, atol=1e-7)
-    network.set_weights(before)
-    log_p = keras.ops.log_softmax(network(x, training=True))
-    predicted = keras.ops.softmax(model.average(x, training=False))
-    targets = 0.75 * LABELS + 0.25 * np.array(predicted)
-    expected = -(targets * np.array(log_p)).sum(axis=1).mean()
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert float(model.test_on_batch(x, LABELS)) > 0
-
-
 # --- The report ----------------------------------------------------------------------
 
 
@@ -364,20 +256,11 @@ def test_the_row_of_a_second_fit_counts_what_is_compiled_in_later_ones(monkeypat
     def fit_anew(model, callbacks, data, steps):
         if callbacks:  # with the method
             model.make_train_function(force=True)
-        training_step.fit(model, callbacks, data, steps)
+        two_models.fit(model, callbacks, data, steps)
 
-    monkeypatch.setattr(training_step, "BATCH", 4)
-    features = (training_step.FEATURES,)
-    rows = list(
-        training_step.compared(
-            training_step.hidden_layer,
-            features,
-            10,
-            1,
-            [training_step.fit, fit_anew],
-            2,
-        )
-    )
+    monkeypatch.setattr(two_models, "BATCH", 4)
+    shape, actions = (two_models.FEATURES,), [two_models.fit, fit_anew]
+    rows = list(two_models.compared(two_models.hidden_layer, shape, 10, 1, actions, 2))
     assert rows[0]["compiled_later"] == {"plain": 0, "method": 0}
     assert rows[1]["compiled_later"]["plain"] == 0
     assert rows[1]["compiled_later"]["method"] == 3  # one of them to warm up
