@@ -147,7 +147,7 @@ def assert_the_same(out, other):
     [
         (["--method", "cutout"], "invalid choice: 'cutout'"),
         (["--epochs", "0"], "--epochs must be at least 1, not 0"),
-        (["--network", "vgg"], "invalid choice: 'vgg'"),
+        (["--network", "vgg"], "--network vgg is none of"),
         (["--batch-size", "9", "--devices", "2"], "must be a multiple of --devices"),
         (["--learning-rate", "fast"], "--learning-rate: invalid float value"),
         (["--mixed-precision", "int8"], "invalid choice: 'int8'"),
