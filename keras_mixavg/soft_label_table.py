@@ -233,7 +233,7 @@ class SoftLabelTable(keras.metrics.Metric):
         """
         cross, gram = view_of(self.cross), view_of(self.gram)
         left_out = int(view_of(self.left_out))
-        if all(np.isfinite(values.sum()) for values in (cross, gram)):
+        if all(np.isfinite(row).all() for values in (cross, gram) for row in values):
             new_table = equations.updated_table(
                 view_of(self.table), cross, gram, prior_count
             )

@@ -452,9 +452,9 @@ DAMAGES = {
     "a row that does not sum to 1": ("table", lambda v: v * 0.9, "sum to 1"),
     "a negative entry": ("table", lambda v: v - 0.5 * (v == v.max()), "sum to 1"),
     "nan in the table": ("table", lambda v: v * np.nan, "finite"),
-    "nan in the evidence": ("evidence", lambda v: v * np.nan, "finite"),
+    "nan in N": ("cross", lambda v: v * np.nan, "finite"),
     "another number of classes": ("table", lambda v: np.eye(7), r"shape \(4, 4\)"),
-    "a part is missing": ("mass", lambda v: None, "must have"),
+    "a part is missing": ("gram", lambda v: None, "must have"),
 }
 
 
