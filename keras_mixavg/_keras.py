@@ -3,6 +3,7 @@
 - `DataLayer` (`TFDataLayer` before 3.12): computes with TensorFlow inside `tf.data`
 - `backend_utils.in_tf_graph`: tells whether it would do so now
 - `get_keras_mask`: the mask that Keras' own losses read
+- `KerasAutoTrackable`: what `tf.train.Checkpoint` finds and saves
 - `model._tracker`: takes a metric into a built subclassed model, and out again
 - `model._distribute_strategy`: in whose scope variables must be made
 - `model.train_function` and `test_function`, and what makes them anew
@@ -27,8 +28,14 @@ try:
 except ImportError:  # its name before Keras 3.12
     from keras.src.layers.preprocessing.tf_data_layer import TFDataLayer as DataLayer
 
+if keras.backend.backend() == "tensorflow":
+    from keras.src.backend.tensorflow.trackable import KerasAutoTrackable as Trackable
+else:
+    Trackable = object
+
 __all__ = [
     "DataLayer",  # the base that computes with TensorFlow inside `tf.data`, any backend
+    "Trackable",  # the base of what `tf.train.Checkpoint` saves as part of a model
     "get_keras_mask",
     "in_tf_graph",  # whether it would do so now
     "evaluates_without",

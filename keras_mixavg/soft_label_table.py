@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_mixavg import equations
-from keras_mixavg._keras import sync_state
+from keras_mixavg._keras import Trackable, sync_state
 from keras_mixavg.saved_state import OLD_NAMES, SAVED, check_state, initial_state
 
 Tensor = Any
@@ -21,7 +21,7 @@ SECONDS = 7e-11  # by K³: equation (8) in float64 on two cores, from K = 2,000
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
-class SoftLabelTable(keras.metrics.Metric):
+class SoftLabelTable(keras.metrics.Metric, Trackable):
     """S, N, M and the current weight of equations (4)-(8).
 
     Each `SoftLabelCrossentropy` has one, and with it the table is saved and loaded
@@ -318,6 +318,12 @@ class SoftLabelTable(keras.metrics.Metric):
             self._loaded = state
         else:
             self._assign(state)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict:
+        """Called by TensorFlow: what `tf.train.Checkpoint` saves, and no SavedModel."""
+        if self.num_classes is None or save_type != "checkpoint":
+            return {}
+        return {name: getattr(self, name) for name in SAVED}
 
     def _assign(self, state: dict[str, np.ndarray]) -> None:
         for name in SAVED:

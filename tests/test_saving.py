@@ -240,16 +240,33 @@ def test_what_changes_the_weights_alone_leaves_the_table(
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
-def test_a_checkpoint_of_tensorflow_lacks_the_table(trained, batches, tmp_path):
+@pytest.mark.parametrize("trained_before", [True, False])
+def test_a_checkpoint_of_tensorflow_keeps_the_table(
+    trained, batches, tmp_path, trained_before
+):
     import tensorflow as tf
 
     path = tf.train.Checkpoint(model=trained).save(tmp_path / "checkpoint")
+    names = [name for name, _ in tf.train.list_variables(path)]
+    assert sum("soft_label_table" in name for name in names) == 4, names  # SAVED
+    expected = trained.loss.table.numpy()
     other = new_model()
-    fit(other, batches)
-    before = other.loss.table.numpy()
-    tf.train.Checkpoint(model=other).restore(path)
-    np.testing.assert_array_equal(other.get_weights()[0], trained.get_weights()[0])
-    np.testing.assert_array_equal(other.loss.table.numpy(), before)
+    if trained_before:
+        fit(other, batches)
+        assert not np.array_equal(other.loss.table.numpy(), expected)
+    status = tf.train.Checkpoint(model=other).restore(path)
+    if not trained_before:  # its variables come, and take their values, with `fit`
+        tables = []
+        look = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: tables.append(other.loss.table.numpy())
+        )
+        fit(other, batches, 1, [GlobalSoftLabel(), look])
+        (restored,) = tables
+    else:
+        restored = other.loss.table.numpy()
+        np.testing.assert_array_equal(other.get_weights()[0], trained.get_weights()[0])
+    status.assert_existing_objects_matched()
+    np.testing.assert_array_equal(restored, expected)
 
 
 def test_early_stopping_restores_the_best_weights_beside_the_last_table(batches):
