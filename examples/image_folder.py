@@ -13,15 +13,18 @@ comparison that was stopped goes on with the same command.
 
 import argparse
 import copy
+import functools
 import json
 from collections import Counter
 from pathlib import Path
 
+from training import arguments, compare, fit, record  # first: it chooses the backend
+from training.methods import METHODS
+
+# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
-from training import arguments, compare, fit, record
-from training.methods import METHODS
 
 READ = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # by image_dataset_from_directory
 LISTED = 5  # at the most, in a message
@@ -121,25 +124,40 @@ def check_images(folders):
 
 def load(args):
     """Training images and labels, test images and labels, names of the classes."""
-    names = [f.name for f in class_folders(args.folder)]
+    return read(
+        args.folder,
+        args.validation,
+        args.image_size,
+        args.validation_split,
+        None if args.validation else args.seed,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def read(folder, validation, image_size, validation_split, seed):
+    """As `load`. Each seed leaves other images to test on, without `validation`."""
+    names = [f.name for f in class_folders(folder)]
     settings = {
         "class_names": names,
-        "image_size": (args.image_size, args.image_size),
+        "image_size": (image_size, image_size),
         "crop_to_aspect_ratio": True,
         "batch_size": None,
         "shuffle": False,
         "verbose": False,
     }
-    read = keras.utils.image_dataset_from_directory
-    if args.validation:
-        parts = read(args.folder, **settings), read(args.validation, **settings)
+    from_directory = keras.utils.image_dataset_from_directory
+    if validation:
+        parts = (
+            from_directory(folder, **settings),
+            from_directory(validation, **settings),
+        )
         return (*map(arrays, parts), names)
-    images, labels = arrays(read(args.folder, **settings))
-    order = np.random.default_rng(args.seed).permutation(len(labels))
+    images, labels = arrays(from_directory(folder, **settings))
+    order = np.random.default_rng(seed).permutation(len(labels))
     tested = np.zeros(len(labels), bool)
     for number in range(len(names)):  # as many of each class, one at least
         members = order[labels[order] == number]
-        tested[members[: max(1, round(args.validation_split * len(members)))]] = True
+        tested[members[: max(1, round(validation_split * len(members)))]] = True
     return (images[~tested], labels[~tested]), (images[tested], labels[tested]), names
 
 
@@ -208,7 +226,6 @@ def train_all(args):
     progress = Progress(args.seeds * len(args.compared), args.epochs)
     results = {method: {} for method in args.compared}
     for seed in range(args.seeds):
-        images = None  # read where there is a run left to do
         for method in args.compared:
             run = copy.copy(args)
             run.seed, run.method = seed, method
@@ -216,8 +233,7 @@ def train_all(args):
             run.resume = run.out.exists()
             path = run.out / "result.json"
             if not path.exists():
-                images = images or load(run)
-                fit.train(run, *images, extra=[progress])
+                fit.train(run, *load(run), extra=[progress])
                 keras.utils.clear_session()
             progress.finished()
             results[method][seed] = {

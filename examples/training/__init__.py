@@ -33,7 +33,8 @@ import os
 import re
 import sys
 
-# Keras reads its backend when it is imported, and the modules here import it.
+# TensorFlow and Keras read these when they are imported, and the modules here do so.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _chosen = re.findall(r"--backend[= ](\w+)", " ".join(sys.argv))
 if _chosen:
     os.environ["KERAS_BACKEND"] = _chosen[-1]
