@@ -39,6 +39,7 @@ __all__ = [
     "get_keras_mask",
     "in_tf_graph",  # whether it would do so now
     "evaluates_without",
+    "has_fixed_state",
     "has_values",
     "is_carried",
     "is_traced_by_hand",
@@ -171,6 +172,11 @@ def is_traced_by_hand(tensor: Any) -> bool:
     if keras.backend.backend() != "jax" or get_stateless_scope() is not None:
         return False
     return not has_values(tensor)
+
+
+def has_fixed_state() -> bool:
+    """Whether JAX traces a step, in which no variable can be made any more."""
+    return keras.backend.backend() == "jax" and get_stateless_scope() is not None
 
 
 def is_carried(variable: Any) -> bool:

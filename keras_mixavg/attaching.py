@@ -17,12 +17,19 @@ from keras_mixavg.soft_label_table import SoftLabelTable
 
 
 def soft_label_losses(model: Any) -> dict[str, SoftLabelCrossentropy]:
-    """Each SoftLabelCrossentropy of the model by output name, `""` if single."""
+    """Each SoftLabelCrossentropy of the model by output name, `""` if single.
+
+    A model that was compiled without a loss may keep one as an attribute and call it
+    in its `compute_loss`, as distillers do.
+    """
     losses = {
         name: loss
         for name, loss in _named(model.loss, getattr(model, "output_names", None))
         if isinstance(loss, SoftLabelCrossentropy)
     }
+    if model.loss is None:
+        own = [v for v in vars(model).values() if isinstance(v, SoftLabelCrossentropy)]
+        losses = {"": own[0]} if own and all(loss is own[0] for loss in own) else {}
     if not losses:
         raise ValueError(
             "GlobalSoftLabel needs a model compiled with a SoftLabelCrossentropy. "

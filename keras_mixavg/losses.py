@@ -12,6 +12,7 @@ from keras import ops
 from keras_mixavg import equations
 from keras_mixavg._keras import (
     get_keras_mask,
+    has_fixed_state,
     is_carried,
     is_traced_by_hand,
     refuse_multi_worker_strategy,
@@ -50,7 +51,8 @@ class SoftLabelCrossentropy(keras.losses.Loss):
 
     Args:
         num_classes: optional int, to have the predictions checked against it; taken
-            from the predictions by default.
+            from the predictions by default. On JAX a model that calls the loss itself,
+            as a distiller does, needs it.
         global_weight: float in [0, 1], the weight of the global soft label, or a
             callable that takes the epoch (from 0) and returns such a float, e.g. a
             `keras.optimizers.schedules` schedule. 0.75 by default. A float fades
@@ -158,6 +160,12 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 )
             return False
         if table.num_classes is None:
+            if has_fixed_state():
+                raise ValueError(
+                    "On JAX the number of classes must be known before the first step, "
+                    "and this model does not tell it. Received: num_classes=None. Pass "
+                    f"it: SoftLabelCrossentropy(num_classes={y_pred.shape[-1]}, ...)."
+                )
             table.build(y_pred.shape[-1])
         if not is_carried(table.weight):
             return False

@@ -338,6 +338,95 @@ def test_two_steps_of_the_optimizer_a_batch_bring_no_warning(batches, kernel):
     assert_trained(model, callback, kernel, batches, 2)
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="a step in the form of the others")
+def test_a_second_model_with_an_optimizer_of_its_own(batches, kernel):
+    """As a GAN has it: each step trains a generator first, then the classifier."""
+
+    generator, other_optimizer = [keras.Variable([1.0])], keras.optimizers.Adam()
+    other_optimizer.build(generator)
+
+    class TwoPlayers(STEP):
+        def train_step(self, data):
+            other_optimizer.apply([keras.ops.ones((1,))], generator)
+            return super().train_step(data)
+
+    model = compiled(linear(TwoPlayers, kernel))
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [callback])
+    assert_trained(model, callback, kernel, batches, 2)
+    assert int(other_optimizer.iterations) == 2 * len(batches)
+
+
+class GuidesDistiller(keras.Model):
+    """In the form of Keras' guide: the losses are attributes."""
+
+    def __init__(self, student, teacher):
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def compile(self, optimizer, student_loss_fn):
+        super().compile(optimizer=optimizer)
+        self.student_loss_fn = student_loss_fn
+        self.distillation_loss_fn = keras.losses.KLDivergence()
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **kwargs):
+        distillation = self.distillation_loss_fn(
+            keras.ops.softmax(self.teacher(x)), keras.ops.softmax(y_pred)
+        )
+        return self.student_loss_fn(y, y_pred) + 0.0 * distillation
+
+    def call(self, x):
+        return self.student(x)
+
+
+def guides_distiller(student, teacher, optimizer, loss):
+    model = GuidesDistiller(student, teacher)
+    model.compile(optimizer, student_loss_fn=loss)
+    return model
+
+
+def distiller_of_keras(student, teacher, optimizer, loss):
+    model = keras.distillation.Distiller(
+        teacher, student, keras.distillation.LogitsDistillation(), 1.0, 0.999999
+    )
+    model.compile(optimizer, loss)
+    return model
+
+
+@pytest.mark.parametrize("distiller", [guides_distiller, distiller_of_keras])
+def test_a_student_is_distilled(batches, kernel, distiller):
+    if distiller is distiller_of_keras and not hasattr(keras, "distillation"):
+        pytest.skip("Keras has none yet")
+    student, teacher = linear_model(kernel), linear_model(kernel)
+    loss = SoftLabelCrossentropy(CLASSES, from_logits=True)
+    model = distiller(student, teacher, keras.optimizers.SGD(0.1), loss)
+    callback = GlobalSoftLabel()
+    fit(model, batches, 2, [callback])
+    assert_trained(student, callback, kernel, batches, 2)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="others make variables in a step")
+def test_a_distiller_on_jax_must_know_the_classes(batches, kernel):
+    student, teacher = linear_model(kernel), linear_model(kernel)
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model = guides_distiller(student, teacher, keras.optimizers.SGD(0.1), loss)
+    message = f"must be known before the first step.*num_classes={CLASSES}"
+    with pytest.raises(ValueError, match=message):
+        fit(model, batches, 1, [GlobalSoftLabel()])
+
+
+def test_two_losses_of_a_distiller_are_refused(batches, kernel):
+    model = guides_distiller(
+        linear_model(kernel),
+        linear_model(kernel),
+        keras.optimizers.SGD(0.1),
+        SoftLabelCrossentropy(from_logits=True),
+    )
+    model.distillation_loss_fn = SoftLabelCrossentropy(from_logits=True)
+    with pytest.raises(ValueError, match="needs a model compiled with a SoftLabelCros"):
+        fit(model, batches, 1, [GlobalSoftLabel()])
+
+
 # --- Reading the table ---------------------------------------------------------------
 
 
