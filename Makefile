@@ -8,10 +8,11 @@ TORCH ?= torch==2.13.0
 # Two test processes at a time, each one's output in one piece where make can do that.
 JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-# What does not depend on the backend or its version runs once, in `make test`.
+# What does not depend on the backend or its version runs once, in `make test`: these
+# files, and the tests that are marked so.
 ONCE := ablations benchmarks docs examples examples_scores examples_training image_folder \
 	plotting programs tiny_imagenet
-CORE := $(ONCE:%=--ignore=tests/test_%.py)
+CORE := -m "not once" $(ONCE:%=--ignore=tests/test_%.py)
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
 .PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest fuzz lint \

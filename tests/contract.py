@@ -5,9 +5,6 @@ component and returns arrays that tell whether two of them behave alike.
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -140,27 +137,6 @@ CHECKS = [
     works_under_a_mixed_precision_policy,
     has_a_complete_docstring,
 ]
-
-
-def whole_model_survives_a_fresh_process(folder: Path):
-    """Save a trained model as .keras; load and evaluate it in another process."""
-    model = trained(keras_mixavg.GlobalSoftLabel())
-    model.save(folder / "model.keras")
-    np.savez(folder / "data.npz", x=X, y=Y)
-    program = (
-        "import sys, json, keras, numpy, keras_mixavg\n"
-        "model = keras.saving.load_model(sys.argv[1] + '/model.keras')\n"
-        "data = numpy.load(sys.argv[1] + '/data.npz')\n"
-        "print(json.dumps(model.evaluate(data['x'], data['y'], verbose=0)))\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    values = json.loads(result.stdout.splitlines()[-1])
-    np.testing.assert_allclose(values, model.evaluate(X, Y, verbose=0), rtol=1e-6)
 
 
 def all_of_them_train_together_in_one_compiled_fit(jit_compile):

@@ -22,7 +22,7 @@ import keras_mixavg
 from keras_mixavg import callbacks
 from keras_mixavg.soft_label_table import SoftLabelTable
 
-EPOCHS, STEPS, FEATURES, CLASSES = 60, 4, 5, 4
+EPOCHS, STEPS, FEATURES, CLASSES = 40, 4, 5, 4
 PLACES = ["step", "before the table changes", "after it", "checkpoint half written"]
 
 

@@ -23,10 +23,6 @@ def test_every_public_class_is_a_component():
     assert public <= set(contract.COMPONENTS)
 
 
-def test_a_whole_model_survives_a_fresh_process(tmp_path):
-    contract.whole_model_survives_a_fresh_process(tmp_path)
-
-
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_all_components_train_together(jit_compile):
     if jit_compile and keras.backend.backend() == "torch":
@@ -34,6 +30,7 @@ def test_all_components_train_together(jit_compile):
     contract.all_of_them_train_together_in_one_compiled_fit(jit_compile)
 
 
+@pytest.mark.once
 def test_importing_the_package_takes_neither_tensorflow_nor_matplotlib():
     """Keras imports its backend (whose torch imports matplotlib if it is there)."""
     for file in Path(keras_mixavg.__file__).parent.glob("*.py"):

@@ -31,7 +31,7 @@ from test_training import CLASSES, FEATURES, averaged_batches, dataset_of, linea
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", 5))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", 2))
 BACKEND = keras.backend.backend()
 SETTINGS = settings(
     max_examples=25,

@@ -39,9 +39,9 @@ def unique_batch(batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 128])
-def test_over_1000_draws_nobody_meets_itself_and_everyone_is_partner_once(batch_size):
+def test_over_many_draws_nobody_meets_itself_and_everyone_is_partner_once(batch_size):
     layer = MixAvg(rate=1.0, seed=1)
-    for _ in range(1000):
+    for _ in range(200):
         partners = drawn(layer, batch_size)
         assert not np.any(partners == np.arange(batch_size))
         np.testing.assert_array_equal(np.sort(partners), np.arange(batch_size))
@@ -58,27 +58,27 @@ def test_a_pairing_is_one_circle():
 
 def test_all_cyclic_orders_of_four_are_about_equally_often():
     layer = MixAvg(rate=1.0, seed=1)
-    counts = collections.Counter(tuple(drawn(layer, 4)) for _ in range(1000))
+    counts = collections.Counter(tuple(drawn(layer, 4)) for _ in range(600))
     assert len(counts) == 6  # (4 - 1)!
-    chi_square = sum((count - 1000 / 6) ** 2 / (1000 / 6) for count in counts.values())
+    chi_square = sum((count - 100) ** 2 / 100 for count in counts.values())
     assert chi_square < 20.5  # five degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_the_averaged_share_is_the_rate_within_binomial_bounds(rate):
     layer = MixAvg(rate=rate, seed=1)
-    draws = 100 * 128
-    averaged = sum(np.sum(drawn(layer, 128) != np.arange(128)) for _ in range(100))
+    draws = 20 * 640
+    averaged = sum(np.sum(drawn(layer, 640) != np.arange(640)) for _ in range(20))
     assert abs(averaged - draws * rate) <= 4 * np.sqrt(draws * rate * (1 - rate))
 
 
 def test_each_sample_is_averaged_or_not_on_its_own():
     layer = MixAvg(rate=0.5, seed=1)
-    first, second = np.array([drawn(layer, 2) != [0, 1] for _ in range(1000)]).T
+    first, second = np.array([drawn(layer, 2) != [0, 1] for _ in range(400)]).T
     for one in (True, False):
         for other in (True, False):
             share = np.mean((first == one) & (second == other))
-            assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 1000)
+            assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 400)
 
 
 def test_images_labels_and_weights_share_one_pairing():
@@ -340,6 +340,7 @@ def test_every_epoch_of_a_dataset_has_new_pairs_and_every_run_the_same():
     assert np.any(np.array(runs[0][0]) != np.array(runs[0][1]))
 
 
+@pytest.mark.once
 def test_op_determinism_fixes_the_pairs_of_a_parallel_map():
     program = """
 import keras, numpy as np, tensorflow as tf
@@ -399,6 +400,7 @@ def unique_dataset(samples):
     return tf.data.Dataset.from_tensor_slices(unique_batch(samples)).shuffle(samples)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("seed", [None, 1])
 def test_parallel_maps_never_mix_up_pairs(deterministic, seed):
@@ -450,6 +452,7 @@ def test_a_seed_fixes_the_pairs_of_a_sequential_map():
     np.testing.assert_array_equal(labels(), [first, second])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["RandomFlip", "RandAugment"])
 @pytest.mark.parametrize("first", ["theirs", "ours"])
 def test_it_works_beside_keras_cv_layers_in_one_map(rng, name, first):

@@ -71,9 +71,8 @@ def assert_complete(out, table):
     return result
 
 
-@pytest.mark.parametrize("program", ["cifar.py", "tiny_imagenet.py"])
-def test_the_smoke_run_leaves_everything(program, tmp_path):
-    process = start(program, "--smoke", folder=tmp_path)
+def test_the_smoke_run_leaves_everything(tmp_path):
+    process = start("cifar.py", "--smoke", folder=tmp_path)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "ran out of data" not in errors
@@ -82,6 +81,11 @@ def test_the_smoke_run_leaves_everything(program, tmp_path):
     accuracy = 100 * result["test"]["accuracy"]
     assert f"accuracy {accuracy:.2f} %" in output
     assert "Epoch 2/2" in output
+
+
+def test_the_smoke_run_of_tiny_imagenet_leaves_everything(tmp_path):
+    tiny_imagenet.main(["--smoke", "--quiet", "--out", str(tmp_path / "out")])
+    assert_complete(tmp_path / "out", table=True)
 
 
 def refused_for(arguments, reason, capsys):
@@ -94,12 +98,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
     """Ctrl-C after an epoch or two; the message's own command resumes the run."""
     write_cifar10(tmp_path / "tfds", train=200, test=30)
     out = tmp_path / "out"
-    arguments = ["--data-dir", tmp_path / "tfds", "--network", "tiny", "--epochs", "8"]
+    arguments = ["--data-dir", tmp_path / "tfds", "--network", "tiny", "--epochs", "5"]
     arguments += ["--batch-size", "20", "--deterministic"]
     process = start("cifar.py", *arguments, "--out", out, folder=tmp_path)
     history = out / "history.csv"
     while process.poll() is None:
-        if history.exists() and history.read_text().count("\n") >= 3:
+        if history.exists() and history.read_text().count("\n") >= 2:
             process.send_signal(signal.SIGINT)
             break
         time.sleep(0.05)
@@ -117,7 +121,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
         text=True,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert "Epoch 1/8" not in resumed.stdout and "Epoch 8/8" in resumed.stdout
+    assert "Epoch 1/5" not in resumed.stdout and "Epoch 5/5" in resumed.stdout
     assert_complete(out, table=True)
     refused_for([*arguments, "--out", out], "has a finished run", capsys)
     whole = tmp_path / "whole"
@@ -166,41 +170,25 @@ def test_more_devices_than_there_are_are_refused(tmp_path):
         cifar.main(arguments)
 
 
-TWO_DEVICES = """
-import sys
-import tensorflow as tf
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
-sys.path.insert(0, sys.argv.pop(1))
-import cifar
-cifar.main(["--smoke", "--quiet", "--devices", "2", "--mixed-precision", *sys.argv[1:]])
-"""
-
-
 def test_two_devices_and_mixed_precision(tmp_path):
-    out = str(tmp_path / "a")
-    subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(EXAMPLES), "--out", out], check=True
-    )
+    policy = keras.config.dtype_policy()
+    flags = ["--smoke", "--quiet", "--devices", "2", "--mixed-precision"]
+    try:
+        cifar.main([*flags, "--out", str(tmp_path / "a")])
+    finally:
+        keras.config.set_dtype_policy(policy)
     assert_complete(tmp_path / "a", table=True)
 
 
 # --- The guide -----------------------------------------------------------------------
 
 
-def test_the_guide_runs_and_is_a_notebook(tmp_path):
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_the_guide_runs_and_is_a_notebook(tmp_path, monkeypatch):
     jupytext = pytest.importorskip("jupytext")
+    monkeypatch.chdir(tmp_path)
     notebook = jupytext.read(EXAMPLES / "guide.py")
     kinds = [cell.cell_type for cell in notebook.cells]
     assert kinds[0] == "markdown" and kinds.count("code") >= 5
     code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
-    (tmp_path / "guide.py").write_text(code)
-    result = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "guide.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    exec(compile(code, "guide.py", "exec"), {"__name__": "__main__"})

@@ -102,8 +102,7 @@ def in_order(order, backup, others=()):
 ORDERS = ["table first", "backup first"]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("order, double", [(ORDERS[0], True), (ORDERS[1], False)])
 def test_resume_from_an_epochs_backup_is_bit_for_bit(batches, tmp_path, order, double):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=double)
@@ -156,6 +155,7 @@ def test_resume_from_a_backup_amid_an_epoch_has_all_that_was_saved(
     assert_same(everything(resumed), everything(whole))
 
 
+@pytest.mark.once
 def test_keras_itself_does_not_resume_bit_for_bit_amid_an_epoch(batches, tmp_path):
     """Why the test above does not ask for more: no part of this package is in this."""
 
@@ -299,6 +299,7 @@ def test_training_goes_on_from_a_whole_model_in_a_fresh_process(saved_model):
         np.testing.assert_array_equal(result[f"arr_{i}"], value)
 
 
+@pytest.mark.once
 def test_a_process_without_the_package_gets_a_usable_model(saved_model):
     model, x, _, folder = saved_model
     predictions = in_a_fresh_process(BARE, folder)["predictions"]
@@ -354,6 +355,7 @@ def test_an_exported_model_has_no_trace_of_the_table(saved_model, batches, when)
 # --- Between models with the method and without --------------------------------------
 
 
+@pytest.mark.once
 def test_a_checkpoint_with_the_method_loads_into_a_bare_model(batches, tmp_path):
     model = new_model()
     fit(model, batches, [GlobalSoftLabel()], epochs=2)
@@ -402,11 +404,13 @@ def test_a_checkpoint_of_an_untrained_model_loads_without_a_word(batches, tmp_pa
 # --- Faults --------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="once is enough")
-def test_kill_training_at_20_random_moments_and_resume(tmp_path, capsys):
+@pytest.mark.once
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="forks before its first use")
+def test_kill_training_at_random_moments_and_resume(tmp_path, capsys):
+    """`python tests/killed.py FOLDER 20 0` kills more often."""
     script = Path(__file__).parent / "killed.py"
     result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "20", "0"],
+        [sys.executable, str(script), str(tmp_path), "8", "0"],
         capture_output=True,
         text=True,
     )
@@ -417,9 +421,10 @@ def test_kill_training_at_20_random_moments_and_resume(tmp_path, capsys):
         assert_same(dict(np.load(tmp_path / f"killed {name}.npz")), whole)
     with capsys.disabled():
         print(f"\n{' + '.join(survived)} kills survived, bit for bit")
-    assert sum(map(int, survived)) == 20
+    assert sum(map(int, survived)) == 8
 
 
+@pytest.mark.once
 def test_a_truncated_checkpoint_leaves_the_state_as_it_was(batches, tmp_path):
     model = new_model()
     fit(model, batches, [GlobalSoftLabel()], epochs=1)
@@ -433,6 +438,7 @@ def test_a_truncated_checkpoint_leaves_the_state_as_it_was(batches, tmp_path):
     fit(model, batches, [GlobalSoftLabel()], epochs=1)
 
 
+@pytest.mark.once
 def test_a_truncated_backup_falls_back_to_the_one_before(batches, tmp_path):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=True)
@@ -458,6 +464,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_damaged_table_is_refused_as_a_whole(batches, damage, trained):
@@ -496,6 +503,7 @@ def test_a_model_with_other_classes_says_which(batches, tmp_path):
         )
 
 
+@pytest.mark.once
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="nothing of the backend's")
 def test_a_full_disk_ends_fit_and_leaves_a_usable_run(batches, tmp_path):
     """A limit on the size of files stands for the full disk."""
@@ -529,6 +537,7 @@ def test_a_full_disk_ends_fit_and_leaves_a_usable_run(batches, tmp_path):
     assert_same(everything(resumed), everything(whole))
 
 
+@pytest.mark.once
 def test_the_metadata_of_backups_is_what_we_think(batches, tmp_path):
     """Keras counts finished epochs, and the table the one its evidence is of."""
     backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)

@@ -48,6 +48,7 @@ def fit(names, *callbacks):
     return model.get_weights()
 
 
+@pytest.mark.once
 def test_a_run_resumes_bit_for_bit(tmp_path):
     names = recipe()
     expected = fit(names)

@@ -205,11 +205,13 @@ def run_program(program, tmp_path, backend="numpy"):
     return result.stdout
 
 
+@pytest.mark.once
 def test_worker_processes_of_grain_draw_their_own_pairs(tmp_path):
     pytest.importorskip("grain")
     assert "all differ" in run_program(GRAIN, tmp_path)
 
 
+@pytest.mark.once
 def test_workers_of_a_torch_data_loader_draw_their_own_pairs(tmp_path):
     """Forked, or made of a pickle as `spawn` does it, but imported only once."""
     pytest.importorskip("torch")
@@ -243,6 +245,7 @@ print("averaged")
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_arrays_and_tensors_are_averaged_where_there_is_no_tensorflow(
     backend, tmp_path
