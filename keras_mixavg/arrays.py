@@ -91,14 +91,20 @@ class Draws:
             self.copy = number
 
 
+def data_loader_worker() -> Any:
+    """What torch says of this process, if it is a worker of a `DataLoader`, or None."""
+    if "torch" not in sys.modules:
+        return None
+    from torch.utils import data
+
+    return data.get_worker_info()
+
+
 def _number_of_this_worker() -> int:
     """torch's number of a worker, or one from the name of a process."""
-    if "torch" in sys.modules:
-        from torch.utils import data
-
-        worker = data.get_worker_info()
-        if worker is not None:
-            return worker.id
+    worker = data_loader_worker()
+    if worker is not None:
+        return worker.id
     return zlib.crc32(multiprocessing.current_process().name.encode())
 
 

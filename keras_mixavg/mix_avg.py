@@ -12,7 +12,7 @@ import numpy as np
 from keras_mixavg import averaging, checks, datasets, equations
 from keras_mixavg import batch as batches
 from keras_mixavg._keras import DataLayer, has_values, in_tf_graph
-from keras_mixavg.arrays import Draws, OnHost, as_before
+from keras_mixavg.arrays import Draws, OnHost, as_before, data_loader_worker
 from keras_mixavg.batch import dtype_of, holds_class_numbers, is_float
 
 Tensor = Any
@@ -304,6 +304,8 @@ class MixAvg(DataLayer):
         """Whether the backend computes them, rather than NumPy."""
         if in_tf_graph():
             return True
+        if data_loader_worker() is not None:  # which must not touch the device
+            return False
         # For Keras' numpy backend arrays are tensors.
         leaves = [leaf for leaf in leaves if not isinstance(leaf, np.ndarray)]
         return any(map(self.backend.is_tensor, leaves))

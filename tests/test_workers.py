@@ -211,14 +211,18 @@ def test_worker_processes_of_grain_draw_their_own_pairs(tmp_path):
     assert "all differ" in run_program(GRAIN, tmp_path)
 
 
+WAYS = [("fork", False), ("fork", True), ("forkserver", False)]
+
+
 @pytest.mark.once
-def test_workers_of_a_torch_data_loader_draw_their_own_pairs(tmp_path):
+@pytest.mark.parametrize("backend, cases", [("numpy", WAYS), ("torch", WAYS[:1])])
+def test_workers_of_a_torch_data_loader_draw_their_own_pairs(tmp_path, backend, cases):
     """Forked, or made of a pickle as `spawn` does it, but imported only once."""
     pytest.importorskip("torch")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here")
-    cases = [("fork", False), ("fork", True), ("forkserver", False)]
-    assert "all differ" in run_program(TORCH.replace("CASES", repr(cases)), tmp_path)
+    program = TORCH.replace("CASES", repr(cases))
+    assert "all differ" in run_program(program, tmp_path, backend)
 
 
 # --- Without TensorFlow ---------------------------------------------------------------
