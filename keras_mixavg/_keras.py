@@ -111,7 +111,7 @@ def refuse_multi_worker_strategy(model: Any = None) -> None:
             "To train on several machines set KERAS_BACKEND=jax, and in each process "
             "call keras.distribution.initialize(...) and "
             "keras.distribution.set_distribution(keras.distribution.DataParallel()); "
-            "see `Several devices and machines` in the README."
+            "see `Several machines` in docs/backends.md."
         )
 
 

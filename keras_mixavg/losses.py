@@ -38,13 +38,13 @@ class SoftLabelCrossentropy(keras.losses.Loss):
 
     Called by hand between two epochs or after `fit` it is plain cross-entropy. In an
     epoch of a loop with the callback a call counts as a training step, unless
-    it comes between the callback's `on_test_begin` and `on_test_end`. When `fit` dies
-    of an exception that goes on until the next `fit`; Keras' `evaluate` and
+    it comes between the callback's `on_test_begin` and `on_test_end`. If `fit` ends
+    with an exception, this goes on until the next `fit`; Keras' `evaluate` and
     `test_on_batch` are plain at any time.
 
     There is no `label_smoothing`: (5) smooths labels, by what has been learnt, and
-    `val_loss` would no longer be that of others. Labels that are smoothed beforehand
-    may be passed. There is no `axis` either, the classes are on the last one.
+    `val_loss` could not be compared with other runs. Labels that are smoothed
+    beforehand may be passed. There is no `axis` either: the classes are on the last.
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX);
     equations (4)-(7) of the method card, README.md in this package.
@@ -74,7 +74,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
 
     Raises:
         ValueError: for `num_classes` below 2, `global_weight` outside [0, 1] or a
-            callable returning such or that Keras cannot save, shapes that differ,
+            callable that returns such a value or cannot be saved, shapes that differ,
             predictions of another width than `num_classes` or the table.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.

@@ -29,7 +29,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
     of the model's metrics, because that is what every backend carries through a train
     step; as a metric it reports nothing, and updating it does nothing.
 
-    While enabled it weighs in the loss and collects from it, else it does neither.
+    While enabled it takes part in the loss and collects from it, else it does neither.
     A test function of Keras sets `evaluating`, and neither happens there.
 
     Args:

@@ -26,7 +26,7 @@ that makes several: change `args.method`, `args.seed` and `args.out` between the
 | `record.py` | what a run leaves behind: `result.json`, `history.csv`, pictures |
 
 Another method is a subclass of one in `methods.py`, in a dict like `methods.METHODS`
-that both `arguments.parser` and `fit` get.
+that `arguments.parser` gets.
 """
 
 import os
