@@ -280,15 +280,8 @@ def draw_pairs(train, args):
     return plotting.plot_pairs(images, labels, *mixed)
 
 
-def main(args):
-    tf.config.experimental.enable_op_determinism()  # the same figures every time
-    keras.utils.set_random_seed(args.seed)
-    train, test = load_digits()
-    if args.train_examples < args.batch_size:
-        raise SystemExit(
-            f"{args.train_examples} training images make no batch of "
-            f"{args.batch_size}: lower --batch-size or raise --train-examples."
-        )
+def train_all(args, train, test):
+    """Histories of each method's first run, results of all, the last run's table."""
     histories, results = {}, []
     for seed in range(args.seed, args.seed + args.runs):
         images, labels = few_of_each_class(*train, args.train_examples, seed)
@@ -298,9 +291,22 @@ def main(args):
                 method, (images, noisy), test, seed, args
             )
             results.append(result)
-            histories.setdefault(method, history)  # of the first run
+            histories.setdefault(method, history)
             if callbacks:
                 soft_labels = callbacks[0].table
+    return histories, results, soft_labels
+
+
+def main(args):
+    tf.config.experimental.enable_op_determinism()  # the same figures every time
+    keras.utils.set_random_seed(args.seed)
+    train, test = load_digits()
+    if args.train_examples < args.batch_size:
+        raise SystemExit(
+            f"{args.train_examples} training images make no batch of "
+            f"{args.batch_size}: lower --batch-size or raise --train-examples."
+        )
+    histories, results, soft_labels = train_all(args, train, test)
     table = table_of(results)
     print_table(table)
 
@@ -317,7 +323,7 @@ def main(args):
         "results": results,
         "history": histories,
         "settings": {**vars(args), "out": str(args.out)},
-        "train_images": len(images),
+        "train_images": min(args.train_examples, len(train[0])),
         "test_images": len(test[0]),
         "versions": {
             "python": platform.python_version(),

@@ -206,6 +206,48 @@ def evidence(labels: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     return ops.matmul(ops.transpose(weighted), values)
 
 
+def batch_evidence(
+    labels: Tensor, probabilities: Tensor, sample_weight: Tensor, collect: str
+) -> list[Tensor]:
+    """Equation (7) over the samples of a batch that count.
+
+    Left out are samples with a value that is not finite, a negative weight, or a label
+    of no class; with `collect="correct"` a wrong prediction does not count either.
+
+    Args:
+        labels: local soft labels, `(..., num_classes)` float32.
+        probabilities: `(..., num_classes)` float32.
+        sample_weight: `(...)` float32.
+        collect: `"correct"` or `"all"`.
+
+    Returns:
+        What the batch adds to N and M, `(num_classes, num_classes)`, to the steps, and
+        to the samples left out.
+    """
+    usable = ops.isfinite(sample_weight) & (sample_weight >= 0.0)
+    for values in (labels, probabilities):
+        usable = usable & ops.all(ops.isfinite(values), axis=-1)
+    usable = usable & (ops.any(labels > 0.0, axis=-1) | (sample_weight == 0.0))
+    counted = usable
+    if collect == "correct":
+        share = top_label_mass(labels, probabilities)
+        counted = usable & (share >= ops.max(labels, axis=-1))
+    weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
+    labels, probabilities = (
+        ops.reshape(
+            ops.where(ops.expand_dims(usable, -1), values, 0.0), (-1, values.shape[-1])
+        )
+        for values in (labels, probabilities)
+    )
+    weights = ops.reshape(weights, (-1,))
+    return [
+        evidence(labels, probabilities, weights),
+        evidence(labels, labels, weights),
+        ops.ones(()),
+        ops.sum(ops.where(usable, 0.0, 1.0)),
+    ]
+
+
 def updated_table(
     table: np.ndarray, cross: np.ndarray, gram: np.ndarray, prior_count: float
 ) -> np.ndarray:

@@ -178,52 +178,24 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             probabilities: `(..., num_classes)` float32.
             sample_weight: `(...)` float32.
         """
-        batch = [
+        labels, probabilities, sample_weight = (
             ops.stop_gradient(ops.convert_to_tensor(values))
             for values in (labels, probabilities, sample_weight)
-        ]
+        )
         variables = (self.cross, self.gram, self.steps, self.left_out)
 
         def before() -> list[Tensor]:
             return [ops.convert_to_tensor(variable) for variable in variables]
 
         def after() -> list[Tensor]:
-            return [
-                value + more
-                for value, more in zip(before(), self._evidence(*batch), strict=True)
-            ]
+            new = equations.batch_evidence(
+                labels, probabilities, sample_weight, self.collect
+            )
+            return [old + more for old, more in zip(before(), new, strict=True)]
 
         result = self._when(self.collecting, float(self._enabled), after, before)
         for variable, value in zip(variables, result, strict=True):
             variable.assign(value)
-
-    def _evidence(
-        self, labels: Tensor, probabilities: Tensor, sample_weight: Tensor
-    ) -> list[Tensor]:
-        """What a batch adds to N, M, the steps and the samples left out."""
-        usable = ops.isfinite(sample_weight) & (sample_weight >= 0.0)
-        for values in (labels, probabilities):
-            usable = usable & ops.all(ops.isfinite(values), axis=-1)
-        usable = usable & (ops.any(labels > 0.0, axis=-1) | (sample_weight == 0.0))
-        counted = usable
-        if self.collect == "correct":
-            share = equations.top_label_mass(labels, probabilities)
-            counted = usable & (share >= ops.max(labels, axis=-1))
-        weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
-        labels, probabilities = (
-            ops.reshape(
-                ops.where(ops.expand_dims(usable, -1), values, 0.0),
-                (-1, values.shape[-1]),
-            )
-            for values in (labels, probabilities)
-        )
-        weights = ops.reshape(weights, (-1,))
-        return [
-            equations.evidence(labels, probabilities, weights),
-            equations.evidence(labels, labels, weights),
-            ops.ones(()),
-            ops.sum(ops.where(usable, 0.0, 1.0)),
-        ]
 
     def end_epoch(self, prior_count: float) -> int:
         """Equation (8), on the host: a new table, and the evidence starts anew.
