@@ -17,8 +17,9 @@ SCORES = {  # name: heading, factor, digits
     "ece": ("ECE %", 100, 2),
     "scaled_ece": ("ECE scaled %", 100, 2),
 }
-WORDS = {  # of methods, in plots
+WORDS = {  # of methods, for people
     "erm": "plain training",
+    "mixup": "MixUp",
     "label_smoothing": "label smoothing",
     "cutmix": "CutMix",
     "regmixup": "RegMixup",
@@ -123,9 +124,12 @@ def times_plain(methods, runs):
     return f"{fastest / plain:.2f}"
 
 
+CLAIMED = {"few_images": "mixavg, .5 fading", "underfits": "mixavg, .1"}
 CLAIMS = [  # of the whole method: score, baseline
     ("accuracy", "erm"),
     ("accuracy", "mixup"),
+    ("accuracy", "cutmix"),
+    ("accuracy", "mixavg_local"),
     ("nll", "erm"),
     ("nll", "mixup"),
     ("nll", "mixavg_local"),
@@ -135,13 +139,20 @@ CLAIMS = [  # of the whole method: score, baseline
 def claims():
     """The differences that README.md speaks of, in each setting."""
     rows = []
-    for setting, methods in runs_of("underfits")[2].items():
-        ours = methods["mixavg, .1"]
-        rows.append([setting, len(ours)])
-        rows[-1] += [difference(ours, methods[base], score) for score, base in CLAIMS]
+    for name, method in CLAIMED.items():
+        for setting, methods in runs_of(name)[2].items():
+            ours = methods[method]
+            known = list(values(methods["erm"], "training").values())
+            rows.append([setting, len(ours), f"{np.mean(known):.0f}"])
+            rows[-1] += [
+                difference(ours, methods[base], score) if base in methods else "-"
+                for score, base in CLAIMS
+            ]
     names = {"accuracy": "accuracy", "nll": "NLL"}
-    header = [f"{names[score]} - `{baseline}`" for score, baseline in CLAIMS]
-    return record.markdown(["setting", "n", *header], rows)
+    header = ["setting", "n", "plain training knows %"]
+    for score, baseline in CLAIMS:
+        header.append(f"{names[score]} - {WORDS[baseline]}")
+    return record.markdown(header, rows)
 
 
 # --- Plots ---------------------------------------------------------------------------
@@ -167,27 +178,29 @@ def style(i, method):
 
 
 def draw_accuracy(found):
-    """Every run, and the mean of each method; over the settings."""
+    """Every run, and the mean of each method; accuracy and NLL over the settings."""
     names = [m for m in next(iter(found.values())) if any(s[m] for s in found.values())]
     figure, axes = plt.subplots(
-        1,
+        2,
         len(found),
-        figsize=(max(6, 3.6 * len(found)), 1.2 + 0.32 * len(names)),
+        figsize=(max(6, 3.6 * len(found)), 1.6 + 0.64 * len(names)),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    figure.suptitle("Which method is the most accurate?")
-    for ax, (setting, methods) in zip(axes[0], found.items(), strict=True):
-        for i, name in enumerate(names):
-            points = list(values(methods[name], "accuracy").values())
-            if points:
-                ax.plot(points, [i] * len(points), "o", ms=4, color="C0", alpha=0.5)
-                ax.plot(np.mean(points), i, "|", ms=14, mew=2, color="C3")
-        ax.set(title=setting, xlabel="test accuracy, %")
-        ax.set_yticks(range(len(names)), [in_words(name) for name in names])
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.grid(alpha=0.3)
+    figure.suptitle("Which method is the most accurate, and which knows what it knows?")
+    for score, row in zip(("accuracy", "nll"), axes, strict=True):
+        for ax, (setting, methods) in zip(row, found.items(), strict=True):
+            for i, name in enumerate(names):
+                points = list(values(methods[name], score).values())
+                if points:
+                    color = "C1" if "mixavg" in name else "C0"
+                    ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
+                    ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
+            ax.set(title=setting, xlabel=f"test {SCORES[score][0]}")
+            ax.set_yticks(range(len(names)), [in_words(name) for name in names])
+            ax.set_ylim(len(names) - 0.5, -0.5)
+            ax.grid(alpha=0.3)
     return figure
 
 
@@ -221,7 +234,8 @@ def draw_regime(found):
 def draw_reliability(found):
     figure, ax = plt.subplots(figsize=(5.5, 4.8), layout="constrained")
     ax.plot([0, 1], [0, 1], "k--", lw=1)
-    for i, (name, runs) in enumerate(list(found.values())[-1].items()):
+    setting, methods = list(found.items())[-1]
+    for i, (name, runs) in enumerate(methods.items()):
         points = np.zeros((16, 3))
         for line in runs.values():
             for p, right, count in zip(*line["test"]["bins"].values(), strict=True):
@@ -231,7 +245,7 @@ def draw_reliability(found):
             ax.plot(p / count, right / count, **style(i, name), ms=4, lw=1)
             ax.lines[-1].set_label(in_words(name))
     ax.set(
-        title="Is a prediction as likely as it says?",
+        title=f"Is a prediction as likely as it says? ({setting})",
         xlabel="winning probability",
         ylabel="share that is right (bins of 20 and more)",
         xlim=(0, 1),
@@ -243,8 +257,9 @@ def draw_reliability(found):
 
 def draw_curves(found):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    figure.suptitle("What happens over the epochs?")
-    for i, (name, runs) in enumerate(list(found.values())[-1].items()):
+    setting, methods = list(found.items())[-1]
+    figure.suptitle(f"What happens over the epochs? ({setting})")
+    for i, (name, runs) in enumerate(methods.items()):
         for ax, key in zip(axes, ("val_loss", "val_accuracy"), strict=True):
             if not runs or (name, key) == ("label_smoothing", "val_loss"):
                 continue  # Keras smooths the labels of the validation data too

@@ -55,7 +55,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             as a distiller does, needs it.
         global_weight: float in [0, 1], the weight of the global soft label, or a
             callable that takes the epoch (from 0) and returns such a float, e.g. a
-            `keras.optimizers.schedules` schedule. 0.75 by default. A float fades
+            `keras.optimizers.schedules` schedule. 0.5 by default. A float fades
             out at the end of training, see `fade_out` of GlobalSoftLabel; a callable
             alone decides.
         from_logits: whether predictions are logits. False by default: probabilities.
@@ -89,7 +89,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     def __init__(
         self,
         num_classes: int | None = None,
-        global_weight: float | Callable[[int], float] = 0.75,
+        global_weight: float | Callable[[int], float] = 0.5,
         *,
         from_logits: bool = False,
         name: str = "soft_label_crossentropy",

@@ -132,7 +132,7 @@ class Training:
         self,
         kernel,
         learning_rate=0.0,
-        global_weight=0.75,
+        global_weight=0.5,
         prior_count=1.0,
         collect="correct",
         epochs=None,

@@ -227,7 +227,7 @@ def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
     for use in (False, True, False, True):
         callback = GlobalSoftLabel()
         fit(model, batches, 1, [callback] if use else [])
-        expected.global_weight = 0.75 if use else 0.0
+        expected.global_weight = 0.5 if use else 0.0
         table = expected.table
         expected.epoch(batches)
         if not use:
@@ -371,7 +371,7 @@ def test_the_weight_fades_out_over_the_last_epochs(batches, kernel, fade_out):
         0.5: [1] * 6 + [4 / 5, 3 / 5, 2 / 5, 1 / 5],
         1.0: [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
     }[fade_out]
-    np.testing.assert_allclose(weights.seen, 0.75 * np.array(share), rtol=1e-12)
+    np.testing.assert_allclose(weights.seen, 0.5 * np.array(share), rtol=1e-12)
     expected = reference.Training(kernel, 0.1, epochs=10)
     expected.fade_out = 0.3 if fade_out is None else fade_out or 1e-9
     for _ in range(10):
@@ -423,7 +423,7 @@ def test_a_loop_that_does_not_say_its_epochs_fades_nothing(batches, kernel):
     loop.on_train_begin()
     for epoch in range(10):
         loop.on_epoch_begin(epoch)
-    assert weights.seen == [0.75] * 10
+    assert weights.seen == [0.5] * 10
     loop = keras.callbacks.CallbackList([GlobalSoftLabel(fade_out=0.2)], model=model)
     with pytest.raises(ValueError, match="`fade_out` needs the number of epochs.*=0.2"):
         loop.on_train_begin()

@@ -283,7 +283,7 @@ class Calls(RuleBasedStateMachine):
         self.expected.global_weight = 0.0
         for batch in batches:
             self.expected.step(*batch)
-        self.expected.global_weight = 0.75
+        self.expected.global_weight = 0.5
         self.expected.table, self.expected.n, self.expected.m = table, n, m
 
     @rule(epochs=st.integers(1, 2), validate=st.booleans(), new=st.booleans())

@@ -178,7 +178,7 @@ def test_several_outputs_have_a_table_each(rng, structure, soft):
     assert isinstance(callback.table, dict) and set(callback.table) == set(soft)
     for n in names:
         batches = [(xs, heads[n][i][1], None) for i, xs in enumerate(x)]
-        weight = 0.75 if n in soft else 0.0
+        weight = 0.5 if n in soft else 0.0
         expected, tables = expected_training(kernels[n], batches, global_weight=weight)
         np.testing.assert_allclose(
             layers[n].get_weights()[0], expected.kernel, atol=1e-5
