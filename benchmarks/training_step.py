@@ -101,9 +101,9 @@ def measure_fits(repeats):
     from training.networks import NETWORKS
 
     def small(classes):
-        return lambda: NETWORKS["small"]((16, 16, 3), classes)
+        return lambda: NETWORKS["small"]((8, 8, 3), classes)
 
-    shape, images = (FEATURES,), (16, 16, 3)
+    shape, images = (FEATURES,), (8, 8, 3)
     yield from compared(hidden_layer, shape, 10, 1, [fit_and_validate], 3 * repeats)
     yield from compared(small(10), images, 10, 50, [fit], repeats)
     actions = [fit, fit_without_the_callback, evaluate]
