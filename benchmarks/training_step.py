@@ -6,8 +6,9 @@
 `steps`: two models of one network, one trained with `CategoricalCrossentropy`, one with
 `SoftLabelCrossentropy` and `GlobalSoftLabel`, take turns: an epoch of `fit` each, in
 threads that pass a baton on, `--repeats` times after two of warm-up. `growth`: the same
-for a single dense layer, over classes and batch sizes. `fits`: one `fit` after another,
-of one step and of fifty, and `evaluate`; the two models take turns. `memory`: peak
+for a single dense layer, over classes and batch sizes. `fits`: one `fit` of a
+step after another; the two models take turns. `long_fits`: the same with fifty steps of
+a network with convolutions, and `evaluate`. `memory`: peak
 memory of processes that train with and without, at 1,000 and 10,000 classes.
 
 All labels are averaged pairs; no input pipeline is measured. Each backend has a process
@@ -97,14 +98,19 @@ def measure_growth(repeats):
 
 
 def measure_fits(repeats):
+    """Each `fit`, validation included, is timed whole. The first one compiles."""
+    actions = [fit_and_validate]
+    yield from compared(hidden_layer, (FEATURES,), 10, 1, actions, 3 * repeats)
+
+
+def measure_long_fits(repeats):
     """Each `fit` or `evaluate` is timed whole. The first ones compile."""
     from training.networks import NETWORKS
 
     def small(classes):
         return lambda: NETWORKS["small"]((8, 8, 3), classes)
 
-    shape, images = (FEATURES,), (8, 8, 3)
-    yield from compared(hidden_layer, shape, 10, 1, [fit_and_validate], 3 * repeats)
+    images = (8, 8, 3)
     yield from compared(small(10), images, 10, 50, [fit], repeats)
     actions = [fit, fit_without_the_callback, evaluate]
     yield from compared(small(1000), images, 1000, 50, actions, repeats)
@@ -136,6 +142,7 @@ MEASURE = {
     "steps": measure_steps,
     "growth": measure_growth,
     "fits": measure_fits,
+    "long_fits": measure_long_fits,
     "memory": measure_memory,
 }
 
@@ -171,9 +178,9 @@ def table(results):
     for row in results["rows"]:
         parts[row["part"]].append(row)
     text = steps_table(parts["steps"])
-    if parts["fits"]:
+    if fits := parts["fits"] + parts["long_fits"]:
         text += "\nOne `fit` or `evaluate` after another, each timed whole:\n\n"
-        text += fits_table(parts["fits"])
+        text += fits_table(fits)
     text += "\nWhat (4) and (7) add to a step, and the callback to an epoch's end:\n\n"
     text += growth_table(parts["growth"])
     text += "\nPeak memory of a process that trains one dense layer:\n\n"
