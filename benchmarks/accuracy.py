@@ -245,7 +245,7 @@ def draw_reliability(found):
             ax.plot(p / count, right / count, **style(i, name), ms=4, lw=1)
             ax.lines[-1].set_label(in_words(name))
     ax.set(
-        title=f"Is a prediction as likely as it says? ({setting})",
+        title=f"{setting}: is a prediction as likely as it says?",
         xlabel="winning probability",
         ylabel="share that is right (bins of 20 and more)",
         xlim=(0, 1),
@@ -258,7 +258,7 @@ def draw_reliability(found):
 def draw_curves(found):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     setting, methods = list(found.items())[-1]
-    figure.suptitle(f"What happens over the epochs? ({setting})")
+    figure.suptitle(f"{setting}: what happens over the epochs?")
     for i, (name, runs) in enumerate(methods.items()):
         for ax, key in zip(axes, ("val_loss", "val_accuracy"), strict=True):
             if not runs or (name, key) == ("label_smoothing", "val_loss"):
