@@ -10,8 +10,8 @@ JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What does not depend on the backend or its version runs once, in `make test`: these
 # files, and the tests that are marked so.
-ONCE := ablations benchmarks docs examples examples_scores examples_training image_folder \
-	plotting programs tiny_imagenet
+ONCE := ablations benchmarks docs examples examples_scores examples_training fuzz \
+	image_folder plotting programs tiny_imagenet
 CORE := -m "not once" $(ONCE:%=--ignore=tests/test_%.py)
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
@@ -37,7 +37,7 @@ test-jax test-torch: test-%: .venv/backends
 test-oldest: .venv-oldest/installed  ## TensorFlow tests with the oldest versions admitted
 	.venv-oldest/bin/python -m pytest $(CORE)
 
-fuzz: .venv/installed  ## three fuzz tests, five minutes each
+fuzz: .venv/installed  ## three fuzz tests, five minutes each; on any KERAS_BACKEND
 	FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: .venv/installed
