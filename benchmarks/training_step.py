@@ -6,10 +6,10 @@
 `steps`: two models of one network, one trained with `CategoricalCrossentropy`, one with
 `SoftLabelCrossentropy` and `GlobalSoftLabel`, take turns: an epoch of `fit` each, in
 threads that pass a baton on, `--repeats` times after two of warm-up. `growth`: the same
-for a single dense layer, over classes and batch sizes. `fits`: one `fit` of a
-step after another; the two models take turns. `long_fits`: the same with fifty steps of
-a network with convolutions, and `evaluate`. `memory`: peak
-memory of processes that train with and without, at 1,000 and 10,000 classes.
+for a single dense layer, over classes and batch sizes. `fits`: one `fit` of a step
+after another; the two models take turns. `long_fits`: the same with fifty steps of a
+network with convolutions, and `evaluate`. `memory`: peak memory of processes that train
+with and without, at 1,000 and 10,000 classes.
 
 All labels are averaged pairs; no input pipeline is measured. Each backend has a process
 of its own. Writes `benchmarks/results/training_step.json`.
@@ -107,10 +107,11 @@ def measure_long_fits(repeats):
     """Each `fit` or `evaluate` is timed whole. The first ones compile."""
     from training.networks import NETWORKS
 
-    def small(classes):
-        return lambda: NETWORKS["small"]((8, 8, 3), classes)
-
     images = (8, 8, 3)
+
+    def small(classes):
+        return lambda: NETWORKS["small"](images, classes)
+
     yield from compared(small(10), images, 10, 50, [fit], repeats)
     actions = [fit, fit_without_the_callback, evaluate]
     yield from compared(small(1000), images, 1000, 50, actions, repeats)

@@ -124,45 +124,30 @@ def check_images(folders):
 
 def load(args):
     """Training images and labels, test images and labels, names of the classes."""
-    return read(
-        args.folder,
-        args.validation,
-        args.image_size,
-        args.validation_split,
-        None if args.validation else args.seed,
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def read(folder, validation, image_size, validation_split, seed):
-    """As `load`. Each seed leaves other images to test on, without `validation`."""
-    names = [f.name for f in class_folders(folder)]
-    settings = {
-        "class_names": names,
-        "image_size": (image_size, image_size),
-        "crop_to_aspect_ratio": True,
-        "batch_size": None,
-        "shuffle": False,
-        "verbose": False,
-    }
-    from_directory = keras.utils.image_dataset_from_directory
-    if validation:
-        parts = (
-            from_directory(folder, **settings),
-            from_directory(validation, **settings),
-        )
-        return (*map(arrays, parts), names)
-    images, labels = arrays(from_directory(folder, **settings))
-    order = np.random.default_rng(seed).permutation(len(labels))
+    names = [f.name for f in class_folders(args.folder)]
+    images, labels = read(args.folder, args.image_size)
+    if args.validation:
+        return (images, labels), read(args.validation, args.image_size), names
+    order = np.random.default_rng(args.seed).permutation(len(labels))
     tested = np.zeros(len(labels), bool)
     for number in range(len(names)):  # as many of each class, one at least
         members = order[labels[order] == number]
-        tested[members[: max(1, round(validation_split * len(members)))]] = True
+        tested[members[: max(1, round(args.validation_split * len(members)))]] = True
     return (images[~tested], labels[~tested]), (images[tested], labels[tested]), names
 
 
-def arrays(dataset):
-    """Uint8 images and class numbers."""
+@functools.lru_cache(maxsize=2)  # once for all runs: DIR, and --validation
+def read(folder, side):
+    """All images of a folder, uint8, and their class numbers."""
+    dataset = keras.utils.image_dataset_from_directory(
+        folder,
+        class_names=[f.name for f in class_folders(folder)],
+        image_size=(side, side),
+        crop_to_aspect_ratio=True,
+        batch_size=None,
+        shuffle=False,
+        verbose=False,
+    )
     images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
     return np.stack(images).round().astype("uint8"), np.array(labels)
 

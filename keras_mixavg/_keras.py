@@ -169,7 +169,7 @@ def sync_state(model: Any) -> None:
 
 def is_traced_by_hand(tensor: Any) -> bool:
     """Whether JAX traces a function that carries no variables of Keras along."""
-    if keras.backend.backend() != "jax" or get_stateless_scope() is not None:
+    if keras.backend.backend() != "jax" or has_fixed_state():
         return False
     return not has_values(tensor)
 
@@ -181,5 +181,6 @@ def has_fixed_state() -> bool:
 
 def is_carried(variable: Any) -> bool:
     """Whether a step of JAX that is being traced takes `variable` along."""
-    scope = get_stateless_scope() if keras.backend.backend() == "jax" else None
-    return scope is None or scope.get_current_value(variable) is not None
+    if not has_fixed_state():
+        return True
+    return get_stateless_scope().get_current_value(variable) is not None
