@@ -1,6 +1,6 @@
 """Images per second of one `tf.data` map: MixAvg, and the layers it replaces.
 
-    python benchmarks/input_pipeline.py            # about a minute on two cores
+    python benchmarks/input_pipeline.py            # about five minutes on two cores
     python benchmarks/input_pipeline.py --memory   # and peak memory at 224 px
 
 The map is fed one batch over and over, so that nothing else is measured, and consumed
@@ -58,8 +58,8 @@ def make_batch(size, side, dtype):
     return {"images": images, "labels": labels}
 
 
-def consumer(name, batch, calls, batches):
-    """A function that runs `batches` batches through the map of a layer."""
+def mapped(name, batch, calls):
+    """A dataset that repeats a batch, through the map of a layer."""
     if name.endswith("tuple"):
         batch = (batch["images"], batch["labels"])
     data = tf.data.Dataset.from_tensors(batch).repeat()
@@ -71,7 +71,12 @@ def consumer(name, batch, calls, batches):
         calls = {"1": None, "auto": tf.data.AUTOTUNE}[calls]
         data = data.map(LAYERS[name](), num_parallel_calls=calls)
     options.experimental_optimization.inject_prefetch = False  # it would work ahead
-    iterator = iter(data.with_options(options))
+    return data.with_options(options)
+
+
+def consumer(name, batch, calls, batches):
+    """A function that runs `batches` batches through the map of a layer."""
+    iterator = iter(mapped(name, batch, calls))
 
     @tf.function
     def consume():
@@ -122,6 +127,39 @@ def peak_memory(name, size, side, dtype):
         "import input_pipeline as p\n"
         f"p.consumer({name!r}, p.make_batch({size}, {side}, {dtype!r}), '1', 20)()\n"
     )
+
+
+def first_batches(name, size, side, dtype):
+    """Seconds to the first batch of the first epoch, and of the second.
+
+    In a process of its own, which has run TensorFlow before; the first is with the
+    layer and the dataset made.
+    """
+    output = record.output_of(
+        "import time, input_pipeline as p\n"
+        f"batch = p.make_batch({size}, {side}, {dtype!r})\n"
+        "next(iter(p.mapped('copy', batch, 'auto')))\n"
+        "start = time.perf_counter()\n"
+        f"data = p.mapped({name!r}, batch, 'auto')\n"
+        "next(iter(data))\n"
+        "first = time.perf_counter()\n"
+        "next(iter(data))\n"
+        "print(first - start, time.perf_counter() - first)\n"
+    )
+    return [float(value) for value in output.split()[-2:]]
+
+
+def measure_first(repeats):
+    rows = []
+    for dtype in ("float32", "uint8"):
+        for size, side, _ in SIZES[::2]:
+            for name in ("MixAvg, applied", "MixAvg", "keras MixUp"):
+                runs = [first_batches(name, size, side, dtype) for _ in range(repeats)]
+                first, second = map(statistics.median, zip(*runs, strict=True))
+                row = {"layer": name, "batch": size, "side": side, "dtype": dtype}
+                rows.append({**row, "first_seconds": first, "second_seconds": second})
+                print(rows[-1], flush=True)
+    return rows
 
 
 def measure(repeats):
@@ -197,6 +235,7 @@ def table(results):
         + ["apply, time of a copy"],
         rows,
     )
+    text += first_table(results["first"])
     if results["memory"]:
         text += memory_table(results["memory"])
     packages = ["keras", "keras-cv", "tensorflow", "numpy"]
@@ -214,6 +253,28 @@ def applied_cells(layers):
     copy = row["ms_per_batch"] / layers["copy"]["ms_per_batch"]
     speed, times = row["images_per_second"], row["times_keras_mixup"]
     return [f"{speed:,.0f}", f"{times:.1f}", f"{copy:.2f}"]
+
+
+def first_table(rows):
+    found = defaultdict(dict)
+    for row in rows:
+        input_of = f"{row['dtype']}, {row['batch']} of {row['side']} px"
+        found[row["layer"]][input_of] = row
+    columns = list(next(iter(found.values())))
+    text = (
+        "\nTo the first batch of the first epoch, and of a later one, ms, AUTOTUNE:\n\n"
+    )
+    return text + record.markdown(
+        ["layer", *columns],
+        [
+            [name]
+            + [
+                f"{1e3 * row['first_seconds']:.0f}, {1e3 * row['second_seconds']:.0f}"
+                for row in rows_of.values()
+            ]
+            for name, rows_of in found.items()
+        ],
+    )
 
 
 def memory_table(rows):
@@ -259,6 +320,7 @@ def main():
     args = parser.parse_args()
     command = "python benchmarks/input_pipeline.py" + " --memory" * args.memory
     figures = {"repeats": args.repeats, "rows": measure(args.repeats), "memory": []}
+    figures["first"] = measure_first(args.repeats)
     record.write("input_pipeline", command, **figures)  # the memory takes as long
     if args.memory:
         record.write(

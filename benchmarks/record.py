@@ -72,17 +72,21 @@ def own_peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
 
 
-def peak_of(code):
-    """Peak memory in MiB of a process that runs `code`, in this folder."""
-    code = f"import sys; sys.argv = ['']\nimport record\n{code}\n"
+def output_of(code):
+    """What a process prints that runs `code`, in this folder."""
     result = subprocess.run(
-        [sys.executable, "-c", code + "print(record.own_peak())"],
+        [sys.executable, "-c", f"import sys; sys.argv = ['']\nimport record\n{code}"],
         env={**os.environ, "PYTHONPATH": f"{BENCHMARKS}:{ROOT}"},
         capture_output=True,
         text=True,
         check=True,
     )
-    return float(result.stdout.split()[-1])
+    return result.stdout
+
+
+def peak_of(code):
+    """Peak memory in MiB of a process that runs `code`, in this folder."""
+    return float(output_of(code + "\nprint(record.own_peak())").split()[-1])
 
 
 def commit():
