@@ -40,7 +40,7 @@ GRIDS = record.BENCHMARKS / "grids"
 RUNS = record.RESULTS / "accuracy.jsonl"
 REQUIRED = {"title", "seeds", "baselines", "settings", "methods"}
 KNOWN = REQUIRED | {"common", "plots", "anchors"}
-PLACES = ("out", "data_dir", "archive")  # of one machine
+PLACES = ("out", "data_dir", "arrays", "archive")  # of one machine
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,7 @@ def parse_arguments():
     # fmt: off
     add("grid", type=Path)
     add("--data-dir", help="where TFDS has, or puts, the data")
+    add("--arrays", help="the data in one file, see cifar.py --help")
     add("--archive", help="of Tiny-ImageNet, for runs of that program")
     add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     add("--results", type=Path, help="default: benchmarks/results/accuracy.jsonl")
@@ -257,7 +258,7 @@ def main():
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, cores[args.core :: args.jobs] or cores)
         (run,) = (run for run in runs if run.name == args.run)
-        places = {"data-dir": args.data_dir}
+        places = {"data-dir": args.data_dir, "arrays": args.arrays}
         if run.options.get("program") == "tiny_imagenet":
             places = {"archive": args.archive}
         places = {name: place for name, place in places.items() if place}

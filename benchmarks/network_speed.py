@@ -57,14 +57,13 @@ def training(dtype, jit):
 
 def pipeline():
     """A function that makes all batches once, mixed as `mixavg` does."""
-    from training import arguments, data
+    from training import arguments, batches
     from training.methods import METHODS
 
     args = arguments.parser(None).parse_args([])
-    epoch = data.Epoch()
-    batches = data.training_batches(*images(), args, epoch.number)
-    batches = METHODS["mixavg"](args, 100).mix(batches, epoch.number)
-    return lambda: [None for _ in batches]
+    method = METHODS["mixavg"](args, 100)
+    mixed = batches.training(*images(), method, args, batches.Epoch())
+    return lambda: [None for _ in mixed]
 
 
 def one(setting, core, repeats):

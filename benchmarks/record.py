@@ -90,7 +90,12 @@ def peak_of(code):
 
 
 def commit():
-    """The commit that is checked out, `+` if code differs from it; "" if none is."""
+    """The commit that is checked out, `+` if code differs from it; "" if none is.
+
+    Where there is a copy of the files and no repository, `COMMIT` says it.
+    """
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
     code = ["--", ".", ":!benchmarks/results", ":!*.md"]
     differs = git("status", "--porcelain", "--untracked-files=no", *code)
     return git("rev-parse", "--short=12", "HEAD") + "+" * bool(differs)

@@ -25,6 +25,12 @@ def parse_arguments(argv=None, methods=METHODS):
     add = parser.add_argument
     add("--dataset", choices=["cifar10", "cifar100"], default="cifar10")
     add("--data-dir", metavar="DIR", help="where TFDS has, or puts, the data")
+    add(
+        "--arrays",
+        metavar="FILE.npz",
+        help="the data as NumPy saved them, not TFDS: "
+        "train_images, train_labels, test_images, test_labels and names",
+    )
     return arguments.parse(parser, lambda args: args.dataset, argv)
 
 
@@ -35,6 +41,8 @@ def load(args):
     """
     if args.smoke:
         return load_digits()
+    if args.arrays:
+        return load_arrays(args.arrays)
     import tensorflow_datasets as tfds
 
     (train, test), info = tfds.load(
@@ -46,6 +54,15 @@ def load(args):
         with_info=True,
     )
     return tfds.as_numpy(train), tfds.as_numpy(test), info.features["label"].names
+
+
+def load_arrays(path):
+    with np.load(path) as saved:
+        train, test = (
+            (saved[f"{part}_images"], saved[f"{part}_labels"])
+            for part in ("train", "test")
+        )
+        return train, test, saved["names"].tolist()
 
 
 def load_digits():

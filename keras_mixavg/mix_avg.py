@@ -332,8 +332,5 @@ def _copied(config: dict[str, Any], copy: Any) -> MixAvg:
 
 
 def _is_dataset(batch: Any) -> bool:
-    if "tensorflow" not in sys.modules:
-        return False
-    import tensorflow as tf
-
-    return isinstance(batch, tf.data.Dataset)
+    tf = sys.modules.get("tensorflow")  # without it there is none
+    return tf is not None and isinstance(batch, tf.data.Dataset)

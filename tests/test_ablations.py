@@ -15,7 +15,7 @@ for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import grid  # noqa: E402
 from ablations import ABLATIONS  # noqa: E402
-from training import data  # noqa: E402
+from training.batches import Epoch  # noqa: E402
 
 # Of TFDS and protobuf.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -52,7 +52,7 @@ SOFT = {"global-weight": 1, "fade-out": 0, "collect": "all"}
 def test_pairs_go_off_for_the_last_fifth_of_the_epochs():
     pairs = method("pairs_off_at_the_end", rate=1, classes=8)
     pairs.args.epochs = 10
-    epoch = data.Epoch()
+    epoch = Epoch()
     batches = tf.data.Dataset.from_tensor_slices((np.ones((8, 2)), np.arange(8)))
     batches = pairs.mix(batches.batch(4), epoch.number)
     for number in range(10):

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import cifar  # noqa: E402
 from scipy import stats  # noqa: E402
 from training import data, fit, networks  # noqa: E402
+from training.batches import Epoch, crop_and_flip, training_batches  # noqa: E402
 from training.methods import METHODS  # noqa: E402
 
 
@@ -41,7 +42,7 @@ def coloured(count=32, classes=8, side=16):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_label_has_the_shares_that_the_image_has(name):
     images, labels = coloured()
-    epoch = data.Epoch()
+    epoch = Epoch()
     method = METHODS[name](arguments("--method", name), 8)
     batches = tf.data.Dataset.from_tensors((images, labels))
     x, y = next(method.mix(batches, epoch.number).as_numpy_iterator())
@@ -62,7 +63,7 @@ def test_every_method_trains_with_its_loss_and_callbacks(name, capsys):
     images, labels = coloured()
     args = arguments("--method", name)
     method = METHODS[name](args, 8)
-    epoch = data.Epoch()
+    epoch = Epoch()
     batches = tf.data.Dataset.from_tensors((images, labels)).repeat(2)
     layers = [keras.layers.Flatten(), keras.layers.Dense(8)]
     network = keras.Sequential([keras.Input((16, 16, 3)), *layers])
@@ -103,7 +104,7 @@ def test_mixed_precision_leaves_what_is_mixed_alone(name, rng):
 
     def mixed():
         method = METHODS[name](args, 10)
-        return next(method.mix(batches, data.Epoch().number).as_numpy_iterator())
+        return next(method.mix(batches, Epoch().number).as_numpy_iterator())
 
     expected = mixed()
     before = keras.config.dtype_policy()
@@ -130,10 +131,10 @@ def numbered(count):
 
 
 def epoch_of(number, args, count=50):
-    epoch = data.Epoch()
+    epoch = Epoch()
     epoch.on_epoch_begin(number)
     images, labels = numbered(count), np.arange(count) % 10
-    batches = data.training_batches(images, labels, args, epoch.number)
+    batches = training_batches(images, labels, args, epoch.number)
     return list(batches.as_numpy_iterator())
 
 
@@ -160,9 +161,9 @@ def test_what_a_method_mixes_depends_on_epoch_and_seed_alone(name):
 
     def mixed(number):
         """In a process that starts at this epoch, as a resumed run does."""
-        epoch = data.Epoch()
+        epoch = Epoch()
         epoch.on_epoch_begin(number)
-        batches = data.training_batches(images, labels, args, epoch.number)
+        batches = training_batches(images, labels, args, epoch.number)
         method = METHODS[name](args, 10)
         return list(method.mix(batches, epoch.number).as_numpy_iterator())
 
@@ -241,7 +242,7 @@ def test_too_few_images_are_refused():
 def test_each_image_of_a_batch_is_cropped_and_flipped_by_itself():
     """Against NumPy: each is one of the 162 windows of its padded image."""
     images = np.arange(40 * 6 * 6 * 1).reshape(40, 6, 6, 1)
-    out = data.crop_and_flip(tf.constant(images), key(3)).numpy()
+    out = crop_and_flip(tf.constant(images), key(3)).numpy()
     found = []
     for image, cropped in zip(images, out, strict=True):
         padded = np.pad(image, [(4, 4), (4, 4), (0, 0)], "reflect")
@@ -255,8 +256,8 @@ def test_each_image_of_a_batch_is_cropped_and_flipped_by_itself():
         assert match
         found.append(match[0])
     assert len(set(found)) > 25 and {step for *_, step in found} == {1, -1}
-    again = data.crop_and_flip(tf.constant(images), key(3)).numpy()
-    other = data.crop_and_flip(tf.constant(images), key(4)).numpy()
+    again = crop_and_flip(tf.constant(images), key(3)).numpy()
+    other = crop_and_flip(tf.constant(images), key(4)).numpy()
     assert np.array_equal(out, again) and not np.array_equal(out, other)
 
 

@@ -17,7 +17,9 @@ that makes several: change `args.method`, `args.seed` and `args.out` between the
 | file | what is in it |
 |---|---|
 | `arguments.py` | the flags |
-| `data.py` | arrays to batches: chosen, shuffled, cropped, flipped; repeatable |
+| `data.py` | which images, and with which labels |
+| `batches.py` | `tf.data`: shuffled, cropped, flipped; repeatable |
+| `on_device.py` | the same on JAX alone, on the device |
 | `methods.py` | what is compared: mixing, loss and callback, a class each |
 | `networks.py` | the networks, a function each |
 | `fit.py` | a run: devices, schedule, `model.fit`, Ctrl-C and `--resume` |

@@ -4,6 +4,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+import keras
+
 from training.methods import METHODS
 from training.networks import NETWORKS, of_name
 
@@ -77,6 +79,9 @@ def _add_run(parser):
     # fmt: off
     add("--backend", choices=["tensorflow", "jax", "torch"])
     add("--devices", type=int, default=1, metavar="N")
+    add("--on-device", action="store_true",
+        help="keep the images on the device, and crop, flip and mix them there: JAX "
+        "only, and without TensorFlow")
     add("--seed", type=int, default=0)
     add("--out", type=Path, metavar="DIR", help="default: in runs/")
     add("--resume", action="store_true", help="go on with the run in --out")
@@ -129,5 +134,17 @@ def check(args, parser):
         of_name(args.network)
     except ValueError as error:
         parser.error(f"--network {error}")
+    if args.on_device:
+        check_on_device(args, parser)
     if args.batch_size % args.devices:
         parser.error("--batch-size must be a multiple of --devices")
+
+
+def check_on_device(args, parser):
+    if keras.backend.backend() != "jax":
+        parser.error(f"--on-device needs --backend jax, not {keras.backend.backend()}")
+    if args.devices > 1 or args.deterministic or args.method.startswith("kcv_"):
+        parser.error(
+            "--on-device is for one device, and goes with neither --deterministic nor "
+            "KerasCV's layers, which need tf.data"
+        )

@@ -34,11 +34,16 @@ def machine():
 def environment():
     """Versions, the machine and its devices, as a dict for JSON."""
     import keras
-    import tensorflow as tf
 
     backend = keras.backend.backend()
-    devices = keras.distribution.list_devices() if backend == "jax" else []
-    devices = devices or [d.name for d in tf.config.list_logical_devices()]
+    if backend == "jax":
+        import jax
+
+        devices = [f"{d.device_kind} {d.id}" for d in jax.devices()]
+    else:
+        import tensorflow as tf
+
+        devices = [device.name for device in tf.config.list_logical_devices()]
     return {
         "backend": backend,
         "versions": versions(),

@@ -1,12 +1,12 @@
 """A run: from arrays to a trained network and what it leaves behind."""
 
+import contextlib
 import shlex
 import signal
 import sys
 import time
 
 import keras
-import tensorflow as tf
 
 from keras_mixavg import SoftLabelAccuracy
 from training import data, record
@@ -48,15 +48,20 @@ def train(args, training, test, names, extra=()):
         extra: callbacks, beside those of every run.
     """
     keras.utils.set_random_seed(args.seed)
+    if args.on_device:
+        from training import on_device as feed
+    else:
+        from training import batches as feed
     if args.deterministic:  # of tf.data, whatever the backend
+        import tensorflow as tf
+
         tf.config.experimental.enable_op_determinism()
     if args.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
     images, labels = data.training_set(*training, args)
-    epoch = data.Epoch()
+    epoch = feed.Epoch()
     method = args.methods[args.method](args, len(names))
-    batches = data.training_batches(images, labels, args, epoch.number)
-    mixed = method.mix(batches, epoch.number).prefetch(tf.data.AUTOTUNE)
+    batches = feed.training(images, labels, method, args, epoch)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with distribution_scope(args):
@@ -64,8 +69,8 @@ def train(args, training, test, names, extra=()):
         model = compiled(method.model(network), method.loss(), args, len(batches))
         callbacks = method.callbacks()
         model.fit(
-            mixed,
-            validation_data=data.validation_batches(*test, len(names), args),
+            batches,
+            validation_data=feed.validation_batches(*test, len(names), args),
             validation_freq=args.validate_every,
             epochs=args.epochs,
             callbacks=[epoch, *callbacks, *extra, *callbacks_of_every_run(args)],
@@ -74,8 +79,7 @@ def train(args, training, test, names, extra=()):
         )
     seconds = time.perf_counter() - start
     few = data.few_of_each_class(images, labels, 8, args.seed)
-    mixed = method.mix(tf.data.Dataset.from_tensors(few), epoch.number)
-    pairs = [*few, *(part.numpy()[-8:] for part in next(iter(mixed)))]
+    pairs = [*few, *(part[-8:] for part in feed.mixed_once(*few, method, epoch))]
     table = callbacks[0].table if callbacks else None
     return record.write(args, model, test, names, table, pairs, seconds)
 
@@ -83,9 +87,11 @@ def train(args, training, test, names, extra=()):
 def distribution_scope(args):
     """The scope that makes a model train on `--devices`."""
     if args.devices == 1:
-        return tf.distribute.get_strategy().scope()
+        return contextlib.nullcontext()
     backend = keras.backend.backend()
     if backend == "tensorflow":
+        import tensorflow as tf
+
         devices = tf.config.list_logical_devices("GPU")
         devices = [d.name for d in devices or tf.config.list_logical_devices("CPU")]
     elif backend == "jax":
@@ -121,11 +127,12 @@ def callbacks_of_every_run(args):
     backup = keras.callbacks.BackupAndRestore(
         args.out / "backup", double_checkpoint=True, delete_checkpoint=False
     )
+    board = keras.callbacks.TensorBoard(args.out / "tensorboard", write_graph=False)
     return [
         StopBetweenSteps(),
         EpochSeconds(),
         keras.callbacks.CSVLogger(args.out / "history.csv", append=args.resume),
-        keras.callbacks.TensorBoard(args.out / "tensorboard", write_graph=False),
+        *([] if args.on_device else [board]),  # which is TensorFlow's
         backup,
     ]
 

@@ -1,17 +1,15 @@
 """What is compared: how a batch is mixed, and what the network learns from it.
 
-Each method is a class with the same four parts: `mix`, `loss`, `callbacks` and `model`.
-To add one, write a subclass that overrides what differs, and an entry in METHODS, whose
-name `--method` takes. Its docstring is the help.
+Each method is a class with the same parts: `mix` and `mixed`, `loss`, `callbacks` and
+`model`. To add one, write a subclass that overrides what differs, and an entry in
+METHODS, whose name `--method` takes. Its docstring is the help.
 """
 
 import keras
-import tensorflow as tf
 
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
-from training.data import draw_of, keys
 
-FIRST_DRAW = 10  # of a mixing layer; smaller numbers are those of data.py
+FIRST_DRAW = 10  # of a mixing layer; smaller numbers are those of batches.py
 
 
 class Plain:
@@ -36,9 +34,22 @@ class Plain:
     def mix(self, batches, epoch):
         """From batches of (images, class numbers) to (images, soft labels).
 
-        `epoch` is a variable that holds the number of the epoch, see data.py.
+        `epoch` is a variable that holds the number of the epoch, see batches.py.
         """
         return batches.map(self.one_hot)  # on a dataset it would draw and average
+
+    def rate_at(self, epoch):
+        """The share of averaged samples in an epoch."""
+        return 0
+
+    def layer(self, rate):
+        """The layer that mixes, for `mixed`."""
+        return self.one_hot
+
+    def mixed(self, layer, images, labels, draws):
+        """One batch, mixed inside a compiled function, see on_device.py."""
+        with keras.StatelessScope([(layer.generator.state, draws.next())]):
+            return layer((images, labels))
 
     def loss(self):
         return SoftLabelCrossentropy(**self.weight, from_logits=True)
@@ -79,6 +90,13 @@ class AveragedPairs(Plain):
         layer = MixAvg(self.rate(), self.num_classes, seed=self.args.seed)
         return layer(batches, epoch=epoch)
 
+    def rate_at(self, epoch):
+        rate = self.rate()
+        return rate(epoch) if callable(rate) else rate
+
+    def layer(self, rate):
+        return MixAvg(rate, self.num_classes)
+
 
 class AveragedPairsWithTable(AveragedPairs):
     """averaged pairs with local and global soft labels"""
@@ -89,62 +107,69 @@ class AveragedPairsWithTable(AveragedPairs):
 class MixUp(Plain):
     """keras.layers.MixUp, alpha 1"""
 
-    def layer(self):
+    def layer(self, rate):
         return keras.layers.MixUp(alpha=1.0, dtype="float32")
 
     def mix(self, batches, epoch):
-        layer = self.layer()
+        import tensorflow as tf
+
+        from training.batches import draw_of, keys
+
+        layer = self.layer(0)
         layer.backend.set_backend("tensorflow")  # it is for tf.data alone
 
         def mixed(batch, key):
-            images, labels = self.one_hot(tf.cast(batch[0], "float32"), batch[1])
-            drawn = layer.get_random_transformation(images, seed=Draws(key))
-            return self.put_together(
-                images,
-                labels,
-                layer.transform_images(images, drawn),
-                layer.transform_labels(labels, drawn),
-            )
+            return self.mixed(layer, *batch, Draws(key, draw_of))
 
         batches = tf.data.Dataset.zip(batches, keys(self.args.seed, epoch))
         return batches.map(mixed, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def put_together(self, images, labels, mixed_images, mixed_labels):
+    def mixed(self, layer, images, labels, draws):
+        ops = layer.backend
+        images, labels = self.one_hot(ops.cast(images, "float32"), labels)
+        drawn = layer.get_random_transformation(images, seed=draws)
+        mixed_images = layer.transform_images(images, drawn)
+        mixed_labels = layer.transform_labels(labels, drawn)
+        return self.put_together(ops, images, labels, mixed_images, mixed_labels)
+
+    def put_together(self, ops, images, labels, mixed_images, mixed_labels):
         return mixed_images, mixed_labels
 
 
 class CutMix(MixUp):
     """keras.layers.CutMix"""
 
-    def layer(self):
+    def layer(self, rate):
         return keras.layers.CutMix(factor=1.0, dtype="float32")
 
 
 class RegMixup(MixUp):
     """each batch clean, and mixed with weights from Beta(10, 10)"""
 
-    def layer(self):
+    def layer(self, rate):
         return keras.layers.MixUp(alpha=10.0, dtype="float32")
 
-    def put_together(self, images, labels, mixed_images, mixed_labels):
+    def put_together(self, ops, images, labels, mixed_images, mixed_labels):
         return (
-            tf.concat([images, mixed_images], axis=0),
-            tf.concat([labels, mixed_labels], axis=0),
+            ops.numpy.concatenate([images, mixed_images], axis=0),
+            ops.numpy.concatenate([labels, mixed_labels], axis=0),
         )
 
 
 class KerasCVMixUp(Plain):
     """keras_cv.layers.MixUp, alpha 1; draws other pairs when a run is resumed"""
 
-    def layer(self):
+    def layer(self, rate):
         import keras_cv
 
         return keras_cv.layers.MixUp(alpha=1.0, seed=self.args.seed, dtype="float32")
 
     def mix(self, batches, epoch):
-        layer = self.layer()
+        layer = self.layer(0)
 
         def mixed(images, labels):
+            import tensorflow as tf
+
             images, labels = self.one_hot(tf.cast(images, "float32"), labels)
             batch = layer({"images": images, "labels": labels})
             return batch["images"], batch["labels"]
@@ -155,7 +180,7 @@ class KerasCVMixUp(Plain):
 class KerasCVCutMix(KerasCVMixUp):
     """keras_cv.layers.CutMix, alpha 1 (see its warning); resumed as kcv_mixup is"""
 
-    def layer(self):
+    def layer(self, rate):
         import keras_cv
 
         print(
@@ -170,14 +195,15 @@ class Draws(keras.random.SeedGenerator):
     """The seeds that a layer of Keras asks for, from the key of a batch.
 
     Keras' own generator counts in a variable, and a resumed run would start it anew.
+    `fold_in(key, number)` makes another key of one.
     """
 
-    def __init__(self, key):
-        self.key, self.drawn = key, FIRST_DRAW
+    def __init__(self, key, fold_in):
+        self.key, self.fold_in, self.drawn = key, fold_in, FIRST_DRAW
 
     def next(self, ordered=True):
         self.drawn += 1
-        return draw_of(self.key, self.drawn)
+        return self.fold_in(self.key, self.drawn)
 
 
 METHODS = {

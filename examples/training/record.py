@@ -12,13 +12,11 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import keras
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import tensorflow as tf
 
 from keras_mixavg import plotting
 from training.environment import environment
@@ -48,7 +46,7 @@ def write(args, model, test, class_names, table, pairs, seconds):
     if table is not None:
         figures["soft_labels"] = plotting.plot_table(table, class_names)
         np.save(args.out / "soft_labels.npy", table)
-    save_pictures(args.out, figures)
+    save_pictures(args.out, figures, tensorboard=not args.on_device)
     model.save(args.out / "model.keras")
     result = {
         "test": scores(logits, labels),
@@ -64,11 +62,8 @@ def write(args, model, test, class_names, table, pairs, seconds):
     return result
 
 
-def logits_of(model, images, batch_size=250):
-    parts = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    return np.concatenate(
-        [keras.ops.convert_to_numpy(model(part, training=False)) for part in parts]
-    )
+def logits_of(model, images):
+    return model.predict(images, batch_size=250, verbose=0)
 
 
 def settings(args):
@@ -172,14 +167,18 @@ def draw_confused(model, images, labels, names):
     return figure
 
 
-def save_pictures(out, figures):
+def save_pictures(out, figures, tensorboard=True):
     """As PNG files, and in TensorBoard."""
-    writer = tf.summary.create_file_writer(str(out / "tensorboard" / "pictures"))
-    with writer.as_default():
-        for name, figure in figures.items():
-            path = out / f"{name}.png"
-            figure.savefig(path, dpi=120)
-            plt.close(figure)
-            pixels = tf.io.decode_png(path.read_bytes(), channels=3)
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)
+        plt.close(figure)
+    if not tensorboard:
+        return
+    import tensorflow as tf
+
+    with tf.summary.create_file_writer(
+        str(out / "tensorboard" / "pictures")
+    ).as_default():
+        for name in figures:
+            pixels = tf.io.decode_png((out / f"{name}.png").read_bytes(), channels=3)
             tf.summary.image(name, pixels[None], step=0)
-    writer.close()
