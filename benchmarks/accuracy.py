@@ -81,7 +81,7 @@ def table(name):
     first = lines[0]
     command = f"python benchmarks/grid.py benchmarks/grids/{name}.toml --data-dir DIR"
     text += record.made_with(
-        {**first, "command": command}, ["keras", "tensorflow"], first["backend"]
+        {**first, "command": command}, ["keras", first["backend"]], first["backend"]
     )
     text += f", {first['test_images']:,} test images.\n"
     for kind in read.get("plots", ["accuracy"]):
@@ -124,13 +124,17 @@ def times_plain(methods, runs):
     return f"{fastest / plain:.2f}"
 
 
-CLAIMED = {"few_images": "mixavg, .5 fading", "underfits": "mixavg, .1"}
+CLAIMED = {
+    "memorise": "mixavg, .5 fading",
+    "few_images": "mixavg, .5 fading",
+    "underfits": "mixavg, .1",
+}
 CLAIMS = [  # of the whole method: score, baseline
     ("accuracy", "erm"),
     ("accuracy", "mixup"),
     ("accuracy", "cutmix"),
+    ("accuracy", "mixavg_local"),
     ("nll", "erm"),
-    ("nll", "mixavg_local"),
 ]
 
 
@@ -176,29 +180,33 @@ def style(i, method):
 
 
 def draw_accuracy(found):
-    """Every run, and the mean of each method; accuracy and NLL over the settings."""
+    """Every run, and the mean of each method: its accuracy, and its NLL.
+
+    A row for either, and a column for each setting; of one setting side by side.
+    """
     names = [m for m in next(iter(found.values())) if any(s[m] for s in found.values())]
+    rows, columns = (1, 2) if len(found) == 1 else (2, len(found))
     figure, axes = plt.subplots(
-        2,
-        len(found),
-        figsize=(max(6, 3.6 * len(found)), 1.6 + 0.64 * len(names)),
+        rows,
+        columns,
+        figsize=(max(8.5, 3.6 * columns), 0.4 + rows * (0.6 + 0.32 * len(names))),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     figure.suptitle("Which method is the most accurate, and which knows what it knows?")
-    for score, row in zip(("accuracy", "nll"), axes, strict=True):
-        for ax, (setting, methods) in zip(row, found.items(), strict=True):
-            for i, name in enumerate(names):
-                points = list(values(methods[name], score).values())
-                if points:
-                    color = "C1" if "mixavg" in name else "C0"
-                    ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
-                    ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
-            ax.set(title=setting, xlabel=f"test {SCORES[score][0]}")
-            ax.set_yticks(range(len(names)), [in_words(name) for name in names])
-            ax.set_ylim(len(names) - 0.5, -0.5)
-            ax.grid(alpha=0.3)
+    panels = [(score, *of) for score in ("accuracy", "nll") for of in found.items()]
+    for ax, (score, setting, methods) in zip(axes.flat, panels, strict=True):
+        for i, name in enumerate(names):
+            points = list(values(methods[name], score).values())
+            if points:
+                color = "C1" if "mixavg" in name else "C0"
+                ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
+                ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
+        ax.set(title=setting, xlabel=f"test {SCORES[score][0]}")
+        ax.set_yticks(range(len(names)), [in_words(name) for name in names])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.grid(alpha=0.3)
     return figure
 
 
@@ -231,6 +239,7 @@ def draw_regime(found):
 
 def draw_reliability(found):
     figure, ax = plt.subplots(figsize=(5.5, 4.8), layout="constrained")
+    figure.suptitle("Is a prediction as likely as it says?")
     ax.plot([0, 1], [0, 1], "k--", lw=1)
     setting, methods = list(found.items())[-1]
     for i, (name, runs) in enumerate(methods.items()):
@@ -243,7 +252,7 @@ def draw_reliability(found):
             ax.plot(p / count, right / count, **style(i, name), ms=4, lw=1)
             ax.lines[-1].set_label(in_words(name))
     ax.set(
-        title=f"{setting}: is a prediction as likely as it says?",
+        title=setting,
         xlabel="winning probability",
         ylabel="share that is right (bins of 20 and more)",
         xlim=(0, 1),

@@ -141,7 +141,10 @@ def made_with(record, packages, *more):
     about = [f"{NAMES.get(n, n)} {record['versions'][n]}" for n in found]
     machine = record["machine"]
     if isinstance(machine, dict):
-        machine = f"{machine['processor']}, {machine['cores']} cores"
+        devices = {re.sub(r"\W*\d+$", "", name) for name in machine["devices"]}
+        devices = sorted(name for name in devices if "cpu" not in name.lower())
+        cores = f"{machine['processor']}, {machine['cores']} cores"
+        machine = ", ".join([*devices, cores])
     line = ", ".join([f"`{record['command']}`", machine, *more, *about])
     return f"\n{line}"
 

@@ -16,7 +16,7 @@ its callback are used, fit.py the run. For data of your own write another `load`
 """
 
 import numpy as np
-from training import arguments, fit
+from training import arguments, data, fit
 from training.methods import METHODS
 
 
@@ -43,17 +43,7 @@ def load(args):
         return load_digits()
     if args.arrays:
         return load_arrays(args.arrays)
-    import tensorflow_datasets as tfds
-
-    (train, test), info = tfds.load(
-        args.dataset,
-        split=["train", "test"],
-        data_dir=args.data_dir,
-        batch_size=-1,
-        as_supervised=True,
-        with_info=True,
-    )
-    return tfds.as_numpy(train), tfds.as_numpy(test), info.features["label"].names
+    return data.from_tfds(args.dataset, "test", args.data_dir)
 
 
 def load_arrays(path):

@@ -56,10 +56,15 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     if args.smoke:
         args.epochs, args.train_examples = 2, 200
-    for name in ("epochs", "batch_size", "train_examples", "runs"):
+    for name in ("epochs", "batch_size", "runs"):
         value = getattr(args, name)
         if value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if not args.batch_size <= args.train_examples <= 1000:
+        parser.error(
+            f"--train-examples must be from --batch-size, {args.batch_size}, to 1000, "
+            f"not {args.train_examples}"
+        )
     if not 0 <= args.wrong_labels < 1:
         parser.error(f"--wrong-labels must be in [0, 1), not {args.wrong_labels}")
     return args
@@ -85,33 +90,27 @@ from keras_mixavg import (  # noqa: E402
 
 COLOURS = {"plain training": "0.6", "MixUp": "0.3", "MixAvg": "tab:orange"}
 METHODS = tuple(COLOURS)
-NUM_CLASSES = 10
+NUM_CLASSES, TEST_IMAGES = 10, 797
 
 
 # --- Data: uint8 images and class numbers --------------------------------------------
 
 
-def load_digits():
+def load_digits(train_examples):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     images = digits.images[..., None].astype("uint8") * 15  # 0..16 to 0..240
     train_x, test_x, train_y, test_y = train_test_split(
-        images, digits.target, test_size=797, stratify=digits.target, random_state=0
+        images,
+        digits.target,
+        train_size=train_examples,
+        test_size=TEST_IMAGES,
+        stratify=digits.target,  # as many of each class
+        random_state=0,
     )
     return (train_x, train_y), (test_x, test_y)
-
-
-def few_of_each_class(images, labels, count, seed):
-    """`count` examples, as many of each class as of any other, up to one."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    rank_in_class = np.empty(len(labels), int)
-    for number in np.unique(labels):
-        members = order[labels[order] == number]
-        rank_in_class[members] = np.arange(len(members))
-    chosen = np.argsort(rank_in_class, kind="stable")[:count]
-    return images[chosen], labels[chosen]
 
 
 def with_wrong_labels(labels, share, seed):
@@ -275,7 +274,7 @@ def draw_training(histories, wrong_labels):
 
 def draw_pairs(train, args):
     """One batch before and after the layer."""
-    images, labels = few_of_each_class(*train, 8, args.seed)
+    images, labels = (part[:8] for part in train)
     mixed = MixAvg(args.rate, NUM_CLASSES, seed=args.seed + 3)(images, labels)
     return plotting.plot_pairs(images, labels, *mixed)
 
@@ -284,11 +283,10 @@ def train_all(args, train, test):
     """Histories of each method's first run, results of all, the last run's table."""
     histories, results = {}, []
     for seed in range(args.seed, args.seed + args.runs):
-        images, labels = few_of_each_class(*train, args.train_examples, seed)
-        noisy = with_wrong_labels(labels, args.wrong_labels, seed)
+        noisy = with_wrong_labels(train[1], args.wrong_labels, seed)
         for method in METHODS:
             history, result, callbacks = train_and_test(
-                method, (images, noisy), test, seed, args
+                method, (train[0], noisy), test, seed, args
             )
             results.append(result)
             histories.setdefault(method, history)
@@ -300,12 +298,7 @@ def train_all(args, train, test):
 def main(args):
     tf.config.experimental.enable_op_determinism()  # the same figures every time
     keras.utils.set_random_seed(args.seed)
-    train, test = load_digits()
-    if args.train_examples < args.batch_size:
-        raise SystemExit(
-            f"{args.train_examples} training images make no batch of "
-            f"{args.batch_size}: lower --batch-size or raise --train-examples."
-        )
+    train, test = load_digits(args.train_examples)
     histories, results, soft_labels = train_all(args, train, test)
     table = table_of(results)
     print_table(table)
@@ -323,7 +316,7 @@ def main(args):
         "results": results,
         "history": histories,
         "settings": {**vars(args), "out": str(args.out)},
-        "train_images": min(args.train_examples, len(train[0])),
+        "train_images": args.train_examples,
         "test_images": len(test[0]),
         "versions": {
             "python": platform.python_version(),

@@ -72,7 +72,7 @@ def datasets(arguments):
     train = train.shuffle(TRAIN_IMAGES, seed=arguments.process)
     train = train.batch(size, drop_remainder=True)
     # Keras wants the state of every random generator to be the same everywhere.
-    train = train.map(MixAvg(num_classes=CLASSES, seed=0)).prefetch(2)
+    train = train.apply(MixAvg(num_classes=CLASSES, seed=0)).prefetch(2)
     test = slice(TRAIN_IMAGES + arguments.process, 1792, arguments.processes)
     test = tf.data.Dataset.from_tensor_slices((images[test], labels[test]))
     return train, test.batch(size).map(MixAvg(rate=0, num_classes=CLASSES))

@@ -16,7 +16,7 @@ folder training/, which other programs share.
 
 from pathlib import Path
 
-from training import arguments, fit
+from training import arguments, data, fit
 from training.methods import METHODS
 
 
@@ -37,7 +37,6 @@ def load(args):
 
     Images are uint8, `(images, 64, 64, 3)`, labels class numbers, `(images,)`.
     """
-    import tensorflow_datasets as tfds
     from datasets import tiny_imagenet  # registers the builder
 
     archive, data_dir = args.archive, args.data_dir
@@ -45,16 +44,8 @@ def load(args):
         archive = make_archive(args.out / "made-up.zip")
     if archive and not data_dir:  # apart from the full data, and from other archives
         data_dir = args.out / "data" if args.smoke else Path("runs/data") / archive.stem
-    (train, test), info = tfds.load(
-        tiny_imagenet.Builder.name,
-        split=["train", "validation"],
-        data_dir=data_dir,
-        builder_kwargs={"archive": archive},
-        batch_size=-1,
-        as_supervised=True,
-        with_info=True,
-    )
-    return tfds.as_numpy(train), tfds.as_numpy(test), info.features["label"].names
+    name = tiny_imagenet.Builder.name
+    return data.from_tfds(name, "validation", data_dir, archive=archive)
 
 
 def make_archive(path):

@@ -69,22 +69,29 @@ def _cholesky(
     k: float,
     diagonal: np.ndarray,
 ) -> np.ndarray:
-    """In float32 and in place, scaled to a diagonal of ones."""
-    from scipy.linalg import cho_factor, cho_solve
+    """In float32 and in place, scaled to a diagonal of ones.
+
+    LAPACK takes the rows of `goal` for columns. It solves from the right, so that
+    nothing has to be transposed: `goal.T @ inv(L.T) @ inv(L)`.
+    """
+    from scipy.linalg import blas, cho_factor
 
     scale = (1 / np.sqrt(diagonal)).astype("float32")
     system = np.array(gram, "float32")
     system *= scale
     system *= scale[:, None]
-    system[np.diag_indices(len(gram))] = 1.0
-    goal = np.array(cross, "float32", order="F")  # LAPACK's, to be overwritten
-    for i in range(len(goal)):
-        goal[:, i] += np.float32(k) * table[:, i]
+    np.fill_diagonal(system, 1.0)
+    goal = np.array(cross, "float32")
+    for new, old, row_scale in zip(*map(_parts, (goal, table, scale)), strict=True):
+        new += np.float32(k) * old
+        new *= row_scale[:, None]
+    factor, _ = cho_factor(system.T, lower=True, overwrite_a=True, check_finite=False)
+    for transposed in (1, 0):
+        goal = blas.strsm(
+            1.0, factor, goal.T, side=1, lower=1, trans_a=transposed, overwrite_b=1
+        ).T
     goal *= scale[:, None]
-    factor = cho_factor(system.T, overwrite_a=True, check_finite=False)
-    solution = cho_solve(factor, goal, overwrite_b=True, check_finite=False)
-    solution *= scale[:, None]
-    return solution
+    return goal
 
 
 def _chebyshev(

@@ -49,8 +49,13 @@ label-noise = 0.25
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_every_run_of_every_grid_is_one_that_the_program_takes(path, tmp_path):
+def test_every_run_of_every_grid_is_one_that_the_program_takes(
+    path, tmp_path, monkeypatch
+):
     read, runs = grid.read(path)
+    backend = runs[0].options.get("backend", "tensorflow")
+    monkeypatch.setenv("KERAS_BACKEND", backend)  # which reading a run's options sets
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     cells = len(read["settings"]) * len(read["methods"])
     assert len({run.name for run in runs}) == len(runs) == cells * len(read["seeds"])
     assert set(read["baselines"]) <= set(read["methods"])

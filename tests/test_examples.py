@@ -76,21 +76,6 @@ def test_so_many_labels_are_wrong_and_no_other():
     np.testing.assert_array_equal(quickstart.with_wrong_labels(labels, 0, 0), labels)
 
 
-def test_few_of_each_class_are_balanced_and_seeded():
-    labels = np.repeat(np.arange(4), [50, 30, 20, 10])
-    images = np.arange(len(labels))
-    chosen, numbers = quickstart.few_of_each_class(images, labels, 22, seed=0)
-    assert np.bincount(numbers).tolist() in ([6, 6, 5, 5], [6, 5, 6, 5]) or (
-        sorted(np.bincount(numbers)) == [5, 5, 6, 6]
-    )
-    assert len(set(chosen)) == 22
-    np.testing.assert_array_equal(labels[chosen], numbers)
-    again, _ = quickstart.few_of_each_class(images, labels, 22, seed=0)
-    other, _ = quickstart.few_of_each_class(images, labels, 22, seed=1)
-    np.testing.assert_array_equal(chosen, again)
-    assert set(chosen) != set(other)
-
-
 def test_the_table_shows_mean_and_spread_over_runs():
     figures = {"negative_log_likelihood": 0.5, "at_best_temperature": 0.25}
     results = [

@@ -53,3 +53,19 @@ def training_set(images, labels, args):
             "--batch-size or raise --train-examples."
         )
     return images, labels
+
+
+def from_tfds(name, test, data_dir, **builder_kwargs):
+    """`(images, labels)` of the splits "train" and `test`, and the classes' names."""
+    import tensorflow_datasets as tfds
+
+    splits, info = tfds.load(
+        name,
+        split=["train", test],
+        data_dir=data_dir,
+        batch_size=-1,
+        as_supervised=True,
+        with_info=True,
+        builder_kwargs=builder_kwargs,
+    )
+    return *map(tfds.as_numpy, splits), info.features["label"].names
