@@ -274,7 +274,8 @@ def draw_training(histories, wrong_labels):
 
 def draw_pairs(train, args):
     """One batch before and after the layer."""
-    images, labels = (part[:8] for part in train)
+    one_of_each = np.unique(train[1], return_index=True)[1][:8]
+    images, labels = (part[one_of_each] for part in train)
     mixed = MixAvg(args.rate, NUM_CLASSES, seed=args.seed + 3)(images, labels)
     return plotting.plot_pairs(images, labels, *mixed)
 
