@@ -5,18 +5,24 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # `pip install torch` brings CUDA. Any torch will do: make test-all TORCH=torch
 TORCH ?= torch==2.13.0
-# Two test processes at a time, each one's output in one piece where make can do that.
+# Two processes at a time, each one's output in one piece where make can do that.
 JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-# What does not depend on the backend or its version runs once, in `make test`: these
-# files, and the tests that are marked so.
+# What neither the backend nor a version changes runs once, in `make test`: these files,
+# and the tests that are marked so. What a version may change runs on the oldest too: what
+# reads a private name of Keras (see _keras.py) or of TensorFlow, or a file of Keras.
 ONCE := ablations benchmarks docs examples examples_scores examples_training fuzz \
-	image_folder plotting programs tiny_imagenet
-CORE := -m "not once" $(ONCE:%=--ignore=tests/test_%.py)
+	image_folder plotting programs resumed_data tiny_imagenet xla
+ON_OLDEST := callbacks contract datasets distribution keras_conventions losses saving
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
-.PHONY: demo test test-all test-tensorflow test-jax test-torch test-oldest fuzz lint \
-	figures site package
+# What is tested waits for all that is installed into .venv; the oldest versions, which
+# have an environment of their own, are tested meanwhile.
+ENV := .venv/installed
+AT_ONCE = $(MAKE) --jobs=$(JOBS) $(SYNC) ENV=.venv/backends
+SUITES := test-oldest lint test-tensorflow test-jax test-torch
+
+.PHONY: demo test test-all ci $(SUITES) fuzz figures site package
 
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
@@ -24,23 +30,25 @@ demo: .venv/installed  ## train three ways on wrong labels, two minutes; see run
 test: lint test-tensorflow  ## lint, types and all tests, on TensorFlow
 
 test-all:  ## on every backend, oldest versions too
-	$(MAKE) --jobs=$(JOBS) .venv/backends .venv-oldest/installed
-	$(MAKE) lint
-	$(MAKE) --jobs=$(JOBS) $(SYNC) test-tensorflow test-jax test-torch test-oldest
+	+$(AT_ONCE) $(SUITES)
 
-test-tensorflow: .venv/installed
+ci:  ## the same, and package and site: what .ci/run does
+	+$(AT_ONCE) $(SUITES) package site
+
+test-tensorflow: $(ENV)
 	$(BIN)/python -m pytest
 
 test-jax test-torch: test-%: .venv/backends
-	KERAS_BACKEND=$* $(BIN)/python -m pytest $(CORE)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -m "not once and not one_backend" \
+		$(ONCE:%=--ignore=tests/test_%.py)
 
 test-oldest: .venv-oldest/installed  ## TensorFlow tests with the oldest versions admitted
-	.venv-oldest/bin/python -m pytest $(CORE)
+	.venv-oldest/bin/python -m pytest -m "not once" $(ON_OLDEST:%=tests/test_%.py)
 
 fuzz: .venv/installed  ## three fuzz tests, five minutes each; on any KERAS_BACKEND
 	FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/test_fuzz.py
 
-lint: .venv/installed
+lint: $(ENV)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 figures: .venv/installed  ## draw all pictures and write all tables from results anew
@@ -49,10 +57,10 @@ figures: .venv/installed  ## draw all pictures and write all tables from results
 	PYTHONPATH=. $(BIN)/python docs/_site/photographs.py
 	PYTHONPATH=. $(BIN)/python docs/_site/notebooks.py
 
-site: .venv/installed  ## build the documentation into site/; any warning is an error
+site: $(ENV)  ## build the documentation into site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-package: .venv/installed  ## build sdist and wheel into dist/, and try the wheel
+package: $(ENV)  ## build sdist and wheel into dist/, and try the wheel
 	rm -rf dist .venv/wheel
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/wheel dist/*.whl

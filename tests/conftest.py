@@ -37,6 +37,14 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def few_epochs():
+    """Two at the most in each `fit`: whether code runs, not how well."""
+    keras.config.set_max_epochs(2)
+    yield
+    keras.config.set_max_epochs(None)
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

@@ -22,7 +22,7 @@ import keras_mixavg
 from keras_mixavg import callbacks
 from keras_mixavg.soft_label_table import SoftLabelTable
 
-EPOCHS, STEPS, FEATURES, CLASSES = 40, 4, 5, 4
+STEPS, FEATURES, CLASSES = 4, 5, 4
 PLACES = ["step", "before the table changes", "after it", "checkpoint half written"]
 
 
@@ -52,7 +52,7 @@ def die_at(place, times):
     return reached
 
 
-def train(folder, result, table_first, reached=lambda here: None):
+def train(folder, result, epochs, table_first, reached=lambda here: None):
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(STEPS * 8, FEATURES)).astype("float32")
@@ -80,7 +80,7 @@ def train(folder, result, table_first, reached=lambda here: None):
         folder / "backup", double_checkpoint=True, delete_checkpoint=False
     )
     order = [callback, backup] if table_first else [backup, callback]
-    model.fit(data, epochs=EPOCHS, callbacks=order, verbose=0, shuffle=False)
+    model.fit(data, epochs=epochs, callbacks=order, verbose=0, shuffle=False)
     state = {f"weight {i}": w for i, w in enumerate(model.get_weights())}
     for i, variable in enumerate(model.optimizer.variables):
         state[f"optimizer {i}"] = keras.ops.convert_to_numpy(variable.value)
@@ -105,6 +105,7 @@ def live(life):
 
 def main(folder, kills, seed):
     folder, random_places = Path(folder), random.Random(int(seed))
+    epochs = 2 * int(kills)  # half of the lives train here, for three at the most
     for name, table_first in (("first", True), ("last", False)):
         place = folder / f"table {name}"
         place.mkdir(parents=True, exist_ok=True)
@@ -115,16 +116,16 @@ def main(folder, kills, seed):
 
             def life(where=where, times=times, place=place, table_first=table_first):
                 reached = die_at(where, times)
-                train(place, place / "unused.npz", table_first, reached)
+                train(place, place / "unused.npz", epochs, table_first, reached)
 
             died += live(life) == signal.SIGKILL
             print(f"killed: {where}, time {times}", flush=True)
         result = folder / f"killed {name}"
-        live(lambda p=place, r=result, t=table_first: train(p, r, t))
+        live(lambda p=place, r=result, t=table_first: train(p, r, epochs, t))
         print(f"{died} kills survived with the table {name}", flush=True)
         if not (place / "backup" / "latest.weights.h5").exists():
             raise SystemExit("No backup was ever written.")
-    live(lambda: train(folder / "other", folder / "uninterrupted", True))
+    live(lambda: train(folder / "other", folder / "uninterrupted", epochs, True))
 
 
 if __name__ == "__main__":

@@ -126,11 +126,23 @@ def assert_same_as_on_one_device(run, one):
         np.testing.assert_allclose(logs[key], values, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("subclassed", [False, True])
-def test_two_devices_train_as_one_does(subclassed):
-    one = train(subclassed=subclassed)
+@pytest.fixture(scope="module")
+def one():
+    """What one device makes of it."""
+    keras.utils.set_random_seed(0)
+    return train()
+
+
+def test_one_device_trains_as_the_reference_does(one):
     expected, losses = reference_training()
     np.testing.assert_allclose(one[0].table, expected.table, atol=1e-5)
+    np.testing.assert_allclose(one[1].get_weights()[0], expected.kernel, atol=1e-5)
+    np.testing.assert_allclose(one[2]["loss"], losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_two_devices_train_as_one_does(one, subclassed):
+    expected, losses = reference_training()
     with two_devices():
         two = train(subclassed=subclassed)
     assert_same_as_on_one_device(two, one)
@@ -140,6 +152,7 @@ def test_two_devices_train_as_one_does(subclassed):
     assert np.abs(expected.table - np.eye(CLASSES)).max() > 0.05
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has no distribution for it")
 def test_two_devices_without_the_table_in_between():
     """Evaluating and predicting between two fits; a second fit on the same table."""
     tables = []
@@ -157,8 +170,7 @@ def test_two_devices_without_the_table_in_between():
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="fails in Keras, with any loss")
-def test_steps_per_execution_on_two_devices():
-    one = train()
+def test_steps_per_execution_on_two_devices(one):
     with two_devices():
         two = train(steps_per_execution=2)
     np.testing.assert_allclose(two[0].table, one[0].table, atol=1e-5)
@@ -172,10 +184,10 @@ def test_a_last_batch_that_does_not_split_evenly_counts_fully_in_the_table():
     """Keras' mean over the replicas weighs their samples unequally then, also with its
     own losses: the weights move a little differently, the evidence is the same."""
     size = 2 * BATCH + 9
-    one = train(learning_rate=0.0, size=size)
+    expected, _ = reference_training(learning_rate=0.0, size=size)
     with two_devices():
         two = train(learning_rate=0.0, size=size)
-    np.testing.assert_allclose(two[0].table, one[0].table, atol=1e-5)
+    np.testing.assert_allclose(two[0].table, expected.table, atol=1e-5)
 
     def kernel_of(loss, fit_callbacks=()):
         model = keras.Sequential(
@@ -203,22 +215,16 @@ def test_jax_refuses_a_batch_that_does_not_split_evenly():
 
 
 PROCESS = """
-import os, sys
-os.environ["KERAS_BACKEND"] = "jax"
-sys.path.insert(0, sys.argv[4])
-address, processes, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-import keras
-keras.distribution.initialize(address, processes, process)
-keras.utils.set_random_seed(0)
-keras.distribution.set_distribution(
-    keras.distribution.DataParallel(auto_shard_dataset=False)
-)
-import numpy as np, tensorflow as tf
+import runpy, sys
+tests, out, example, *sys.argv[1:] = sys.argv[1:]
+sys.path.insert(0, tests)
+runpy.run_path(example, run_name="__main__")  # connects, and sets the distribution
+
+import jax, keras, numpy as np, tensorflow as tf
 import test_distribution as t
 import keras_mixavg
 
+process = jax.process_index()
 x, y, w = t.data()
 def share(values):  # each process reads its half of every global batch
     batches = [values[i : i + t.BATCH] for i in range(0, len(values), t.BATCH)]
@@ -241,56 +247,57 @@ history = model.fit(
     dataset, epochs=t.EPOCHS, verbose=0, shuffle=False, callbacks=[callback]
 )
 np.savez(
-    sys.argv[5] + f"/{process}.npz", table=callback.table,
-    kernel=model.get_weights()[0], loss=history.history["loss"],
+    f"{out}/{process}.npz", table=callback.table, kernel=model.get_weights()[0],
+    loss=history.history["loss"], processes=jax.process_count(),
 )
 """
 
 
-def run_two_processes(*arguments):
-    """Start two; `{address}` and `{process}` are filled in. Returns their outputs."""
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each has printed and saved, over loopback with gloo collectives.
+
+    They run the example, which connects them, and then train on the data above.
+    """
+    folder = tmp_path_factory.mktemp("two_processes")
+    (folder / "process.py").write_text(PROCESS)
+    here = Path(__file__).parent
+    example = here.parent / "examples" / "several_machines.py"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    processes = []
-    for process in "01":
-        filled = [a.format(address=address, process=process) for a in arguments]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *filled],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    program = [sys.executable, folder / "process.py", here, folder, example]
+    program += ["--coordinator", address, "--processes", "2", "--epochs", "4"]
+    processes = [
+        subprocess.Popen(
+            [*map(str, program), "--process", number],
+            env={**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        for number in "01"
+    ]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    return [output for output, _ in outputs]
+    return [
+        (output, np.load(folder / f"{i}.npz")) for i, (output, _) in enumerate(outputs)
+    ]
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="several machines need the JAX backend")
-def test_two_processes_train_as_one_does(tmp_path):
-    """`keras.distribution.initialize` over loopback, gloo collectives."""
-    program = tmp_path / "process.py"
-    program.write_text(PROCESS)
-    here = str(Path(__file__).parent)
-    run_two_processes(str(program), "{address}", "2", "{process}", here, str(tmp_path))
+def test_two_processes_train_as_one_does(two_processes):
     expected, losses = reference_training()
-    for i in range(2):
-        result = np.load(tmp_path / f"{i}.npz")
+    for _, result in two_processes:
+        assert result["processes"] == 2
         np.testing.assert_allclose(result["table"], expected.table, atol=1e-5)
         np.testing.assert_allclose(result["kernel"], expected.kernel, atol=1e-5)
         np.testing.assert_allclose(result["loss"], losses, rtol=1e-5)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="several machines need the JAX backend")
-def test_the_example_for_several_machines_runs_on_two_processes():
-    example = str(Path(__file__).parent.parent / "examples" / "several_machines.py")
-    arguments = "--coordinator {address} --processes 2 --process {process}".split()
-    outputs = run_two_processes(example, *arguments)
-    figures = [output.splitlines()[-1].partition(": ")[2] for output in outputs]
+def test_the_example_for_several_machines_runs_on_two_processes(two_processes):
+    figures = [text.splitlines()[-1].partition(": ")[2] for text, _ in two_processes]
     assert figures[0] == figures[1]
     accuracy = float(re.search(r"accuracy ([\d.]+)", figures[0])[1])
     assert accuracy > 0.7
@@ -335,7 +342,6 @@ def test_mutation_summed_aggregation_is_noticed(monkeypatch):
             return super()._variable(name, shape, initial, "sum")
 
     monkeypatch.setattr("keras_mixavg.losses.SoftLabelTable", Summed)
-    assert not differs_from_the_reference(train())
     with two_devices():
         assert differs_from_the_reference(train())
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "docs/_site"))
 import mathml  # noqa: E402
 import notebooks  # noqa: E402
 
-READMES = ["README.md", "keras_mixavg/README.md", "docs/seeds.md", "docs/workers.md"]
+READMES = ["README.md", "keras_mixavg/README.md"]  # not pages of docs/
 # Of what a page may need and `make test` does not install.
 OPTIONAL = re.compile(r"^\s*(?:import|from) (torch|grain|keras_cv|jax)\b", re.MULTILINE)
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)(?:#([^)\s]*))?\)")
@@ -59,14 +59,16 @@ def users_own():
     }
 
 
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+@pytest.mark.usefixtures("few_epochs")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed|Limiting epochs")
 @pytest.mark.parametrize("code", list(blocks()))
 def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README", "exec"), users_own())
 
 
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+@pytest.mark.usefixtures("few_epochs")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed|Limiting epochs")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasCV and grain
 @pytest.mark.parametrize("page", notebooks.pages())
 def test_code_of_a_page_runs_as_its_notebook(page, tmp_path, monkeypatch):

@@ -75,6 +75,7 @@ def test_updated_table_solves_equation_8(rng, prior_count):
     assert (result >= 0).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("samples", [0, 300, 3000, 100_000])
 @pytest.mark.parametrize("kind", ["pairs and whole", "pairs alone"])
 def test_with_many_classes_the_solution_is_that_of_float64(rng, samples, kind):

@@ -61,12 +61,9 @@ def test_a_comparison_stops_goes_on_and_takes_more_seeds(folder, monkeypatch, ca
     first = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
     assert sorted(path.parent.name for path in first) == ["erm-0", "mixavg-0"]
     assert "1 seed does not tell" in capsys.readouterr().out
-    results = run(folder, "--seeds", "2", *methods)
+    results = run(folder, "--seeds", "2", "--methods", "erm")
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
-    assert {m: sorted(runs) for m, runs in results.items()} == {
-        "erm": [0, 1],
-        "mixavg": [0, 1],
-    }
+    assert list(results) == ["erm"] and sorted(results["erm"]) == [0, 1]
     for name in ("curves", "confused", "mixavg-0/pairs", "mixavg-0/reliability"):
         assert (out / f"{name}.png").stat().st_size > 5000
     assert (out / "mixavg-0" / "soft_labels.png").exists()

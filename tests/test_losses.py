@@ -26,8 +26,9 @@ def example(rng, leading=(6,), num_classes=4):
 
 
 @pytest.mark.parametrize("from_logits", [True, False])
-@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("leading", [(1,), (6,), (2, 3), (2, 2, 3)])
+@pytest.mark.parametrize(
+    "leading, weight", [((1,), 1.0), ((6,), 0.0), ((2, 3), 0.25), ((2, 2, 3), 0.25)]
+)
 def test_the_loss_equals_the_reference_for_any_table(rng, leading, weight, from_logits):
     labels, logits, probabilities, table = example(rng, leading)
     sample_weight = rng.uniform(size=leading).astype("float32")
@@ -79,8 +80,7 @@ def test_the_loss_computes_in_its_dtype_and_the_evidence_in_float32(rng, dtype):
     np.testing.assert_allclose(numpy_of(loss.table.cross), n, rtol=1e-5)
 
 
-@pytest.mark.parametrize("collect", ["all", "correct"])
-@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("collect, from_logits", [("all", False), ("correct", True)])
 @pytest.mark.parametrize("weights", ["none", "per sample", "column", "mask", "both"])
 def test_evidence_equals_the_reference(rng, weights, from_logits, collect):
     labels, logits, probabilities, table = example(rng, (8,))

@@ -1,7 +1,5 @@
 import collections
 import concurrent.futures
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -41,7 +39,7 @@ def unique_batch(batch_size):
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 128])
 def test_over_many_draws_nobody_meets_itself_and_everyone_is_partner_once(batch_size):
     layer = MixAvg(rate=1.0, seed=1)
-    for _ in range(200):
+    for _ in range(40):
         partners = drawn(layer, batch_size)
         assert not np.any(partners == np.arange(batch_size))
         np.testing.assert_array_equal(np.sort(partners), np.arange(batch_size))
@@ -58,9 +56,9 @@ def test_a_pairing_is_one_circle():
 
 def test_all_cyclic_orders_of_four_are_about_equally_often():
     layer = MixAvg(rate=1.0, seed=1)
-    counts = collections.Counter(tuple(drawn(layer, 4)) for _ in range(600))
+    counts = collections.Counter(tuple(drawn(layer, 4)) for _ in range(240))
     assert len(counts) == 6  # (4 - 1)!
-    chi_square = sum((count - 100) ** 2 / 100 for count in counts.values())
+    chi_square = sum((count - 40) ** 2 / 40 for count in counts.values())
     assert chi_square < 20.5  # five degrees of freedom, p = 0.001
 
 
@@ -74,11 +72,11 @@ def test_the_averaged_share_is_the_rate_within_binomial_bounds(rate):
 
 def test_each_sample_is_averaged_or_not_on_its_own():
     layer = MixAvg(rate=0.5, seed=1)
-    first, second = np.array([drawn(layer, 2) != [0, 1] for _ in range(400)]).T
+    first, second = np.array([drawn(layer, 2) != [0, 1] for _ in range(200)]).T
     for one in (True, False):
         for other in (True, False):
             share = np.mean((first == one) & (second == other))
-            assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 400)
+            assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 200)
 
 
 def test_images_labels_and_weights_share_one_pairing():
@@ -270,17 +268,16 @@ def batches_of(dataset):
     ]
 
 
-@pytest.mark.parametrize("rate", [0.5, 1.0])
 @pytest.mark.parametrize("drop_remainder", [True, False])
 @pytest.mark.parametrize("samples", [7, 8, 9])  # the last batch: 3, none or a lone one
-def test_a_dataset_map_equals_the_direct_calls(rng, samples, drop_remainder, rate):
+def test_a_dataset_map_equals_the_direct_calls(rng, samples, drop_remainder):
     if keras.backend.backend() != "tensorflow":
         pytest.skip("the random streams of two backends differ")
     x = rng.normal(size=(samples, 3)).astype("float32")
     y = rng.integers(0, 5, size=samples)
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4, drop_remainder)
-    mapped = batches_of(dataset.map(MixAvg(rate, 5, seed=1)))
-    layer = MixAvg(rate, 5, seed=1)
+    mapped = batches_of(dataset.map(MixAvg(0.7, 5, seed=1)))
+    layer = MixAvg(0.7, 5, seed=1)
     direct = [to_numpy(layer(batch)) for batch in dataset]
     assert len(mapped) == len(direct)
     for one, other in zip(mapped, direct, strict=True):
@@ -297,11 +294,12 @@ def test_static_shapes_and_dtypes_survive_a_map(rng, drop_remainder, size):
     assert y == tf.TensorSpec((size, 5), "float32")
 
 
-def test_a_mapped_batch_is_made_of_its_own_samples():
+@pytest.mark.parametrize("way", ["map", "apply"])
+def test_a_mapped_batch_is_made_of_its_own_samples(way):
     images, labels, weights = unique_batch(50)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(16)
     seen = 0
-    for x, y, w in batches_of(dataset.map(MixAvg(rate=0.7))):
+    for x, y, w in batches_of(getattr(dataset, way)(MixAvg(rate=0.7))):
         members = range(seen, seen + len(x))
         for i, label in enumerate(y):
             pair = np.flatnonzero(label)
@@ -338,25 +336,6 @@ def test_every_epoch_of_a_dataset_has_new_pairs_and_every_run_the_same():
         runs.append([[y for _, y in batches_of(mapped)] for _ in range(2)])
     np.testing.assert_array_equal(runs[0], runs[1])
     assert np.any(np.array(runs[0][0]) != np.array(runs[0][1]))
-
-
-@pytest.mark.once
-def test_op_determinism_fixes_the_pairs_of_a_parallel_map():
-    program = """
-import keras, numpy as np, tensorflow as tf
-from keras_mixavg import MixAvg
-keras.utils.set_random_seed(0)
-tf.config.experimental.enable_op_determinism()
-data = tf.data.Dataset.from_tensor_slices(np.eye(320, dtype="float32")).batch(16)
-data = data.map(lambda x: (x, x))
-def two_epochs(calls):
-    mapped = data.map(MixAvg(seed=1), num_parallel_calls=calls)
-    return [np.concatenate([x for x, _ in mapped]) for _ in range(2)]
-first, second = two_epochs(tf.data.AUTOTUNE), two_epochs(None)
-np.testing.assert_array_equal(first, second)
-assert np.any(first[0] != first[1])
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_xla_compiles_it():
@@ -453,8 +432,10 @@ def test_a_seed_fixes_the_pairs_of_a_sequential_map():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["RandomFlip", "RandAugment"])
-@pytest.mark.parametrize("first", ["theirs", "ours"])
+@pytest.mark.parametrize(
+    "name, first",
+    [("RandomFlip", "theirs"), ("RandomFlip", "ours"), ("RandAugment", "theirs")],
+)
 def test_it_works_beside_keras_cv_layers_in_one_map(rng, name, first):
     """Averages of flips and flips of averages; an id that nobody touches."""
     keras_cv = pytest.importorskip("keras_cv")
@@ -623,9 +604,16 @@ def test_one_hot_heads_need_no_numbers_of_classes():
 # --- Token ids and categories ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint16"])
-@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 9), (6, 3, 9)])
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "dtype, shape, nested",
+    [
+        ("int8", (6,), False),
+        ("int16", (6, 1), True),
+        ("int32", (6, 9), False),
+        ("int64", (6, 3, 9), True),
+        ("uint16", (6, 9), True),
+    ],
+)
 def test_inputs_like_token_ids_bring_one_warning(dtype, shape, nested):
     ids = np.ones(shape, dtype)
     x = {"ids": ids, "image": IMAGES} if nested else ids
@@ -768,8 +756,9 @@ def test_a_bare_tensor_is_refused():
         MixAvg()()
 
 
-@pytest.mark.parametrize("wrong", [-1, 4, 300, 0.5])
-@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+@pytest.mark.parametrize(
+    "wrong, shape", [(-1, (6,)), (4, (6, 1)), (300, (6,)), (0.5, (6, 1))]
+)
 def test_labels_outside_the_classes_are_refused(wrong, shape):
     y = np.array([0, 1, wrong, 3, 0, 1]).reshape(shape)
     message = r"whole numbers in \[0, num_classes\) = \[0, 4\).*largest label plus"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
@@ -28,19 +27,6 @@ from small_data import write_cifar10  # noqa: E402
 
 # Of TFDS, protobuf and TensorBoard.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def start(program, *arguments, folder, **kwargs):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen(
-        [sys.executable, str(EXAMPLES / program), *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **kwargs,
-    )
 
 
 def assert_complete(out, table):
@@ -71,21 +57,15 @@ def assert_complete(out, table):
     return result
 
 
-def test_the_smoke_run_leaves_everything(tmp_path):
-    process = start("cifar.py", "--smoke", folder=tmp_path)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "ran out of data" not in errors
-    (out,) = (tmp_path / "runs").iterdir()
-    result = assert_complete(out, table=True)
-    accuracy = 100 * result["test"]["accuracy"]
-    assert f"accuracy {accuracy:.2f} %" in output
-    assert "Epoch 2/2" in output
-
-
-def test_the_smoke_run_of_tiny_imagenet_leaves_everything(tmp_path):
-    tiny_imagenet.main(["--smoke", "--quiet", "--out", str(tmp_path / "out")])
-    assert_complete(tmp_path / "out", table=True)
+def test_the_smoke_data_of_tiny_imagenet_are_its_archives(tmp_path):
+    """What comes after is the run of cifar.py."""
+    arguments = ["--smoke", "--out", str(tmp_path / "out")]
+    args = tiny_imagenet.parse_arguments(arguments)
+    training, test, names = tiny_imagenet.load(args)
+    for (images, labels), of_each in ((training, 20), (test, 5)):
+        assert images.shape == (10 * of_each, 64, 64, 3) and images.dtype == "uint8"
+        assert np.bincount(labels).tolist() == [of_each] * 10
+    assert len(names) == 10 and names[0] == "colours 0"
 
 
 def refused_for(arguments, reason, capsys):
@@ -94,22 +74,41 @@ def refused_for(arguments, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+# One run to its end, then one that is to be stopped: one process does for both.
+TWO_RUNS = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import cifar, keras
+cifar.main([*sys.argv[1:], "--out", "whole"])
+keras.utils.clear_session()
+sys.argv[0] = cifar.__file__
+cifar.main()
+"""
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
     """Ctrl-C after an epoch or two; the message's own command resumes the run."""
-    write_cifar10(tmp_path / "tfds", train=200, test=30)
-    out = tmp_path / "out"
-    arguments = ["--data-dir", tmp_path / "tfds", "--network", "tiny", "--epochs", "8"]
-    arguments += ["--batch-size", "20", "--deterministic"]
-    process = start("cifar.py", *arguments, "--out", out, folder=tmp_path)
+    write_cifar10(tmp_path / "tfds", train=60, test=30)
+    arguments = ["--data-dir", str(tmp_path / "tfds"), "--network", "tiny"]
+    arguments += ["--epochs", "4", "--batch-size", "20", "--deterministic"]
+    out = tmp_path / "runs/cifar10-mixavg-0"
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_RUNS, str(EXAMPLES), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     history = out / "history.csv"
     while process.poll() is None:
-        if history.exists() and history.read_text().count("\n") >= 3:
+        if history.exists() and history.read_text().count("\n") >= 2:
             process.send_signal(signal.SIGINT)
             break
-        time.sleep(0.05)
-    output, errors = process.communicate()
+        time.sleep(0.01)
+    _, errors = process.communicate()
     assert process.returncode != 0 and not (out / "result.json").exists()
     assert "Go on after" in errors, errors[-3000:]
+    assert "ran out of data" not in errors
     command = re.search(r"Go on after .* with\n    python (.*)", errors)[1]
     assert command.endswith("--resume")
     refused_for([*arguments, "--out", out], "has an unfinished run", capsys)
@@ -121,13 +120,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
         text=True,
     )
     assert resumed.returncode == 0, resumed.stderr
-    assert "Epoch 1/8" not in resumed.stdout and "Epoch 8/8" in resumed.stdout
+    assert "Epoch 1/4" not in resumed.stdout and "Epoch 4/4" in resumed.stdout
     assert_complete(out, table=True)
     refused_for([*arguments, "--out", out], "has a finished run", capsys)
-    whole = tmp_path / "whole"
-    process = start("cifar.py", *arguments, "--out", whole, folder=tmp_path)
-    assert process.communicate() and process.returncode == 0
-    assert_the_same(out, whole)
+    assert_the_same(out, tmp_path / "whole")
 
 
 def assert_the_same(out, other):
@@ -179,21 +175,28 @@ tf.config.set_logical_device_configuration(
 )
 sys.path.insert(0, sys.argv.pop(1))
 import cifar
-cifar.main(["--smoke", "--quiet", "--devices", "2", "--mixed-precision", *sys.argv[1:]])
+cifar.main(["--smoke", "--devices", "2", "--mixed-precision"])
 """
 
 
-def test_two_devices_and_mixed_precision(tmp_path):
-    out = str(tmp_path / "a")
-    subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES, str(EXAMPLES), "--out", out], check=True
-    )
-    assert_complete(tmp_path / "a", table=True)
+def test_a_smoke_run_on_two_devices_in_mixed_precision_leaves_everything(tmp_path):
+    """In a process of its own: TensorFlow's collectives are of the whole process."""
+    program = [sys.executable, "-c", TWO_DEVICES, str(EXAMPLES)]
+    process = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    (out,) = (tmp_path / "runs").iterdir()
+    result = assert_complete(out, table=True)
+    assert out.name == "cifar10-smoke" and result["settings"]["devices"] == 2
+    accuracy = 100 * result["test"]["accuracy"]
+    assert f"accuracy {accuracy:.2f} %" in process.stdout
+    assert "Epoch 2/2" in process.stdout
 
 
 # --- The guide -----------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_epochs")
+@pytest.mark.filterwarnings("ignore:Limiting epochs")
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_the_guide_runs_and_is_a_notebook(tmp_path, monkeypatch):
     jupytext = pytest.importorskip("jupytext")

@@ -14,12 +14,15 @@ from test_training import CLASSES, FEATURES, averaged_batches, dataset_of
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 
+# What is saved is of the variables, and few steps cost less than a compilation.
+EAGERLY = keras.backend.backend() == "tensorflow"
+
 
 def new_model(classes=CLASSES, loss=None):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(classes)])
     loss = loss or SoftLabelCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss)
+    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=EAGERLY)
     return model
 
 
@@ -75,7 +78,15 @@ def by_pickle(model, folder):
     return pickle.loads(pickle.dumps(model))
 
 
-KEPT = [by_whole_model, by_weights, by_sharded_weights, by_deepcopy, by_pickle]
+KEPT = [
+    by_whole_model,
+    by_weights,
+    by_deepcopy,
+    *(
+        pytest.param(way, marks=pytest.mark.one_backend)
+        for way in (by_sharded_weights, by_pickle)
+    ),
+]
 
 
 @pytest.mark.parametrize("way", KEPT, ids=lambda way: way.__name__)
@@ -93,6 +104,7 @@ def test_the_table_is_kept_and_can_be_read_before_any_fit(
     np.testing.assert_array_equal(other.loss.table.numpy(), trained.loss.table.numpy())
 
 
+@pytest.mark.one_backend
 def test_a_file_with_the_names_of_version_0_1_is_loaded(trained, tmp_path):
     expected = trained.loss.table.state()
     path = tmp_path / "old.weights.h5"
@@ -136,6 +148,7 @@ def by_clone_model(model, folder):
 LOST = [by_clone_model, by_old_format, by_compile_config, by_config_of_the_loss]
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("way", LOST, ids=lambda way: way.__name__)
 def test_a_table_that_does_not_come_with_a_model_is_told_of_once(
     trained, batches, tmp_path, way
@@ -146,6 +159,7 @@ def test_a_table_that_does_not_come_with_a_model_is_told_of_once(
     fit(other, batches)
 
 
+@pytest.mark.one_backend
 def test_other_classes_are_skipped_with_the_rest_of_a_mismatch(trained, tmp_path):
     path = tmp_path / "four.weights.h5"
     trained.save_weights(path)
@@ -165,6 +179,7 @@ def test_the_state_tree_carries_the_table(trained, batches):
     np.testing.assert_array_equal(other.loss.table.numpy(), trained.loss.table.numpy())
 
 
+@pytest.mark.one_backend
 def test_weights_alone_leave_the_table(trained, batches):
     other = new_model()
     fit(other, batches)
@@ -173,6 +188,7 @@ def test_weights_alone_leave_the_table(trained, batches):
     np.testing.assert_array_equal(other.loss.table.numpy(), before)
 
 
+@pytest.mark.one_backend
 def test_a_model_that_is_loaded_without_its_loss_has_no_table(trained, tmp_path):
     trained.save(tmp_path / "model.keras")
     model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
@@ -269,6 +285,7 @@ def test_a_checkpoint_of_tensorflow_keeps_the_table(
     np.testing.assert_array_equal(restored, expected)
 
 
+@pytest.mark.one_backend
 def test_early_stopping_restores_the_best_weights_beside_the_last_table(batches):
     tables = []
 
@@ -289,6 +306,7 @@ def test_early_stopping_restores_the_best_weights_beside_the_last_table(batches)
     np.testing.assert_allclose(model.get_weights()[0], once.get_weights()[0], rtol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, by_pickle])
 def test_a_copied_callback_is_one_that_has_not_trained(trained, batches, copied):
     class_of = {"fade_out": 0.0, "prior_count": 2.0, "collect": "all"}

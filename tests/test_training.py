@@ -74,29 +74,30 @@ CASES = {
     "as it is": {},
     "from probabilities": {"from_logits": False},
     "with sample weights": {"weighted": True},
-    "with a class that never appears": {"classes": (0, 1, 3)},
-    "with a heavy prior": {"prior_count": 50.0},
-    "without a prior": {"prior_count": 0.0},
-    "from all samples": {"collect": "all"},
     "from all samples, weighted, heavy weight": {
         "collect": "all",
         "weighted": True,
         "global_weight": 0.9,
     },
-    "one batch": {"sizes": (12,)},
     "batches of one": {"sizes": (1, 1, 1, 1)},
 }
+ONCE = {  # of equation (8), which NumPy solves
+    "with a class that never appears": {"classes": (0, 1, 3)},
+    "with a heavy prior": {"prior_count": 50.0},
+    "without a prior": {"prior_count": 0.0},
+    "from all samples": {"collect": "all"},
+}
+MORE_CASES = [pytest.param(case, marks=pytest.mark.once) for case in ONCE]
 
 
-@pytest.mark.parametrize("learning_rate", [0.0, 0.1])
-@pytest.mark.parametrize("case", CASES)
-def test_the_tables_of_three_epochs_equal_the_reference(rng, case, learning_rate):
+@pytest.mark.parametrize("case", [*CASES, *MORE_CASES])
+def test_the_tables_of_three_epochs_equal_the_reference(rng, case):
     settings = {
         "from_logits": True,
         "global_weight": 0.25,
         "prior_count": 1.0,
         "collect": "correct",
-        **CASES[case],
+        **(CASES | ONCE)[case],
     }
     data = {k: settings[k] for k in ("weighted", "classes", "sizes") if k in settings}
     batches = averaged_batches(rng, **data)
@@ -105,7 +106,7 @@ def test_the_tables_of_three_epochs_equal_the_reference(rng, case, learning_rate
 
     model = linear_model(kernel, settings["from_logits"])
     model.compile(
-        keras.optimizers.SGD(learning_rate),
+        keras.optimizers.SGD(0.1),
         SoftLabelCrossentropy(
             global_weight=settings["global_weight"],
             from_logits=settings["from_logits"],
@@ -115,9 +116,11 @@ def test_the_tables_of_three_epochs_equal_the_reference(rng, case, learning_rate
     tables = Tables(callback)
     validation = dataset_of(averaged_batches(rng))  # must leave no trace
     history = fit(model, batches, 3, [callback, tables], validation_data=validation)
+    for variable in (model.loss.table.cross, model.loss.table.gram):
+        np.testing.assert_array_equal(numpy_of(variable), 0)
 
     expected = reference.Training(
-        kernel.astype("float32"), learning_rate, settings["global_weight"], **choice
+        kernel.astype("float32"), 0.1, settings["global_weight"], **choice
     )
     for epoch in range(3):
         loss = expected.epoch(batches)
@@ -135,6 +138,7 @@ def test_the_tables_of_three_epochs_equal_the_reference(rng, case, learning_rate
         np.testing.assert_allclose(callback.table[2], np.eye(CLASSES)[2], atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("prior_count", [0.0, 1.0])
 def test_pairs_that_never_separate_share_what_they_show(rng, prior_count):
     x = rng.normal(size=(20, FEATURES)).astype("float32")
@@ -153,6 +157,7 @@ def test_pairs_that_never_separate_share_what_they_show(rng, prior_count):
     np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
 
 
+@pytest.mark.once
 def test_online_label_smoothing_is_a_special_case(rng):
     """arXiv 2011.12562: S_c is the mean softmax output of the correct samples of class
     c in the last epoch, and the loss the mean of those on hard and soft labels.
@@ -200,16 +205,6 @@ def test_online_label_smoothing_is_a_special_case(rng):
         assert history["loss"][epoch] == pytest.approx(np.mean(losses), rel=2e-6)
 
 
-def test_the_compiled_loss_changes_when_the_callback_changes_the_table(rng):
-    """A loss that owns its variable is frozen into the compiled step on JAX."""
-    batches = averaged_batches(rng)
-    model = linear_model(rng.normal(size=(FEATURES, CLASSES)))
-    model.compile(keras.optimizers.SGD(0.0), SoftLabelCrossentropy(from_logits=True))
-    losses = fit(model, batches, 3, [GlobalSoftLabel()]).history["loss"]
-    assert abs(losses[1] - losses[0]) > 1e-3
-    assert abs(losses[2] - losses[1]) > 1e-6
-
-
 def test_val_loss_is_plain_crossentropy_before_during_and_after_fit(rng):
     model = linear_model(rng.normal(size=(FEATURES, CLASSES)))
     model.compile(
@@ -246,20 +241,6 @@ def test_val_loss_is_plain_crossentropy_before_during_and_after_fit(rng):
     assert float(model.test_on_batch(x, y)) == pytest.approx(expected(), rel=1e-6)
 
 
-def test_validation_leaves_no_evidence(rng):
-    batches, kernel = averaged_batches(rng), rng.normal(size=(FEATURES, CLASSES))
-    tables = []
-    for validation in (None, dataset_of(averaged_batches(rng))):
-        model = linear_model(kernel)
-        model.compile("sgd", SoftLabelCrossentropy(from_logits=True))
-        callback = GlobalSoftLabel()
-        fit(model, batches, 3, [callback], validation_data=validation)
-        tables.append(callback.table)
-        for variable in (model.loss.table.cross, model.loss.table.gram):
-            np.testing.assert_array_equal(numpy_of(variable), 0)
-    np.testing.assert_array_equal(*tables)
-
-
 def test_the_method_learns_from_class_numbers_through_a_pipeline(rng):
     centres = 4 * rng.normal(size=(CLASSES, FEATURES))
     numbers = rng.integers(0, CLASSES, size=256)
@@ -278,11 +259,10 @@ def test_the_method_learns_from_class_numbers_through_a_pipeline(rng):
     assert np.all(callback.table.argmax(axis=1) == range(CLASSES))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_masked_positions_leave_no_evidence_in_fit(rng, weighted):
+def test_masked_positions_leave_no_evidence_in_fit(rng):
     ids = rng.integers(0, 4, size=(20, 6))  # 0 is padding
     labels = rng.dirichlet(np.ones(CLASSES), size=(20, 6)).astype("float32")
-    weights = rng.uniform(size=(20, 6)).astype("float32") if weighted else None
+    weights = rng.uniform(size=(20, 6)).astype("float32")
     model = keras.Sequential(
         [
             keras.Input((6,)),
@@ -299,7 +279,7 @@ def test_masked_positions_leave_no_evidence_in_fit(rng, weighted):
         callbacks=[callback],
         verbose=0,
     )
-    counted = (ids != 0) * (1.0 if weights is None else weights)
+    counted = (ids != 0) * weights
     probabilities = model.predict(ids, verbose=0)
     n, m = reference.evidence(labels, probabilities, counted, "all")
     expected = reference.updated_table(np.eye(CLASSES), n, m, 1.0)

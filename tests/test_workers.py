@@ -237,7 +237,9 @@ class WithoutTensorFlow(importlib.machinery.PathFinder):
 sys.meta_path.remove(importlib.machinery.PathFinder)
 sys.meta_path.append(WithoutTensorFlow)
 import keras, numpy as np
+before = set(sys.modules)  # torch imports matplotlib if it is there
 from keras_mixavg import MixAvg
+assert "matplotlib" not in set(sys.modules) - before
 x, y = np.arange(8.0, dtype="float32")[:, None], np.arange(8)
 for batch in ((x, y), (keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y))):
     mixed, labels = MixAvg(1.0, 8, seed=1)(batch)
