@@ -255,42 +255,36 @@ def applied_cells(layers):
     return [f"{speed:,.0f}", f"{times:.1f}", f"{copy:.2f}"]
 
 
-def first_table(rows):
-    found = defaultdict(dict)
+def by_layer(rows, columns, cells):
+    """A row for each layer, in the order in which they come."""
+    found = defaultdict(list)
     for row in rows:
-        input_of = f"{row['dtype']}, {row['batch']} of {row['side']} px"
-        found[row["layer"]][input_of] = row
-    columns = list(next(iter(found.values())))
+        found[row["layer"]].append(cells(row))
+    header = ["layer", *dict.fromkeys(map(columns, rows))]
+    return record.markdown(header, [[name, *of] for name, of in found.items()])
+
+
+def first_table(rows):
     text = (
         "\nTo the first batch of the first epoch, and of a later one, ms, AUTOTUNE:\n\n"
     )
-    return text + record.markdown(
-        ["layer", *columns],
-        [
-            [name]
-            + [
-                f"{1e3 * row['first_seconds']:.0f}, {1e3 * row['second_seconds']:.0f}"
-                for row in rows_of.values()
-            ]
-            for name, rows_of in found.items()
-        ],
+    return text + by_layer(
+        rows,
+        lambda row: f"{row['dtype']}, {row['batch']} of {row['side']} px",
+        lambda row: (
+            f"{1e3 * row['first_seconds']:.0f}, {1e3 * row['second_seconds']:.0f}"
+        ),
     )
 
 
 def memory_table(rows):
-    memory = defaultdict(dict)
-    for row in rows:
-        memory[row["layer"]][f"{row['dtype']}, {row['side']} px"] = row["peak_mib"]
-    columns = list(next(iter(memory.values())))
-    plain = memory.pop("none")
+    plain = {row["dtype"]: row["peak_mib"] for row in rows if row["layer"] == "none"}
     text = "\nPeak memory of a process that maps 20 batches, MiB beyond the same "
     text += "process without a layer:\n\n"
-    return text + record.markdown(
-        ["layer", *columns],
-        [
-            [name, *(f"{values[c] - plain[c] + 0.0:+.0f}" for c in columns)]
-            for name, values in memory.items()
-        ],
+    return text + by_layer(
+        [row for row in rows if row["layer"] != "none"],
+        lambda row: f"{row['dtype']}, {row['side']} px",
+        lambda row: f"{row['peak_mib'] - plain[row['dtype']] + 0.0:+.0f}",
     )
 
 

@@ -56,3 +56,19 @@ def write_records(folder, features, images, splits):
             for i in members:
                 example = {"id": f"{i}", "image": images[i], "label": i % 10}
                 writer.write(features.serialize_example(example))
+
+
+def crop_and_flip_of(image, cropped, padding=4):
+    """Which window of the padded image it is, `(row, column, step)`, or None.
+
+    `step` is -1 if it is flipped. Of several windows that look alike, the first.
+    """
+    side = len(image)
+    padded = np.pad(image, [(padding, padding)] * 2 + [(0, 0)], "reflect")
+    for row in range(2 * padding + 1):
+        for column in range(2 * padding + 1):
+            window = padded[row : row + side, column : column + side]
+            for step in (1, -1):
+                if np.array_equal(window[:, ::step], cropped):
+                    return row, column, step
+    return None

@@ -58,10 +58,14 @@ class TrainingBatches(keras.utils.PyDataset):
             numbers = jax.lax.dynamic_slice_in_dim(order, index * self.size, self.size)
             augment, mix = jax.random.split(jax.random.fold_in(key, index))
             cropped = crop_and_flip(images[numbers], augment)
-            draws = Draws(jax.random.key_data(mix), jax.random.fold_in)
-            return self.method.mixed(layer, cropped, labels[numbers], draws)
+            return self.method.mixed(layer, cropped, labels[numbers], draws_of(mix))
 
         return batch
+
+
+def draws_of(key):
+    """The seeds of a mixing layer."""
+    return Draws(jax.random.key_data(key), jax.random.fold_in)
 
 
 def crop_and_flip(images, key, padding=4):
@@ -95,11 +99,11 @@ class ValidationBatches(keras.utils.PyDataset):
         return self.images[part], self.labels[part]
 
 
-training, validation_batches = TrainingBatches, ValidationBatches
+training, validation_batches = TrainingBatches, ValidationBatches  # as in batches.py
 
 
 def mixed_once(images, labels, method, epoch):
     """One batch, as the method mixes it."""
     layer = method.layer(method.rate_at(epoch.number))
-    draws = Draws(jax.random.key_data(jax.random.key(0)), jax.random.fold_in)
-    return [np.asarray(part) for part in method.mixed(layer, images, labels, draws)]
+    mixed = method.mixed(layer, images, labels, draws_of(jax.random.key(0)))
+    return [np.asarray(part) for part in mixed]

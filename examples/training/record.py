@@ -46,7 +46,9 @@ def write(args, model, test, class_names, table, pairs, seconds):
     if table is not None:
         figures["soft_labels"] = plotting.plot_table(table, class_names)
         np.save(args.out / "soft_labels.npy", table)
-    save_pictures(args.out, figures, tensorboard=not args.on_device)
+    save_pictures(args.out, figures)
+    if not args.on_device:  # which is without TensorFlow
+        show_in_tensorboard(args.out, figures)
     model.save(args.out / "model.keras")
     result = {
         "test": scores(logits, labels),
@@ -167,18 +169,19 @@ def draw_confused(model, images, labels, names):
     return figure
 
 
-def save_pictures(out, figures, tensorboard=True):
-    """As PNG files, and in TensorBoard."""
+def save_pictures(out, figures):
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=120)
         plt.close(figure)
-    if not tensorboard:
-        return
+
+
+def show_in_tensorboard(out, names):
+    """The pictures that are saved, beside the scalars."""
     import tensorflow as tf
 
-    with tf.summary.create_file_writer(
-        str(out / "tensorboard" / "pictures")
-    ).as_default():
-        for name in figures:
+    writer = tf.summary.create_file_writer(str(out / "tensorboard" / "pictures"))
+    with writer.as_default():
+        for name in names:
             pixels = tf.io.decode_png((out / f"{name}.png").read_bytes(), channels=3)
             tf.summary.image(name, pixels[None], step=0)
+    writer.close()
