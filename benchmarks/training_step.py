@@ -7,9 +7,9 @@
 `SoftLabelCrossentropy` and `GlobalSoftLabel`, take turns: an epoch of `fit` each, in
 threads that pass a baton on, `--repeats` times after two of warm-up. `growth`: the same
 for a single dense layer, over classes and batch sizes. `fits`: one `fit` of a step
-after another; the two models take turns. `long_fits`: the same with fifty steps of a
-network with convolutions, and `evaluate`. `memory`: peak memory of processes that train
-with and without, at 1,000 and 10,000 classes.
+after another; the two models take turns. `attached`: the same for `evaluate`, and for
+`fit` without the callback, of a model that has trained with it. `memory`: peak memory
+of processes that train with and without, at 1,000 and 10,000 classes.
 
 All labels are averaged pairs; no input pipeline is measured. Each backend has a process
 of its own. Writes `benchmarks/results/training_step.json`.
@@ -39,9 +39,9 @@ from two_models import (
 
 BACKENDS = ("tensorflow", "jax", "torch")
 CASES = {  # network, side of the images, classes, steps an epoch
-    "small network": ("small", 32, 10, 8),
+    "small network": ("small", 32, 10, 50),
     "PreAct ResNet-18": ("preact_resnet18", 32, 100, 2),
-    "small network, wide head": ("small", 32, 1000, 8),
+    "small network, wide head": ("small", 32, 1000, 50),
 }
 GROWTH = [(k, BATCH) for k in (10, 100, 1000)] + [(1000, b) for b in (32, 512)]
 GROWTH += [(10_000, BATCH)]
@@ -103,18 +103,20 @@ def measure_fits(repeats):
     yield from compared(hidden_layer, (FEATURES,), 10, 1, actions, 3 * repeats)
 
 
-def measure_long_fits(repeats):
-    """Each `fit` or `evaluate` is timed whole. The first ones compile."""
+def measure_attached(repeats):
+    """Each call is timed whole. The first ones compile."""
     from training.networks import NETWORKS
 
-    images = (8, 8, 3)
-
-    def small(classes):
-        return lambda: NETWORKS["small"](images, classes)
-
-    yield from compared(small(10), images, 10, 50, [fit], repeats)
-    actions = [fit, fit_without_the_callback, evaluate]
-    yield from compared(small(1000), images, 1000, 50, actions, repeats)
+    images, classes, steps = (32, 32, 3), 1000, 5
+    yield from compared(
+        lambda: NETWORKS["small"](images, classes),
+        images,
+        classes,
+        steps,
+        [fit_without_the_callback, evaluate],
+        2 * repeats,
+        attach=fit,
+    )
 
 
 def measure_memory(_):
@@ -143,7 +145,7 @@ MEASURE = {
     "steps": measure_steps,
     "growth": measure_growth,
     "fits": measure_fits,
-    "long_fits": measure_long_fits,
+    "attached": measure_attached,
     "memory": measure_memory,
 }
 
@@ -179,7 +181,7 @@ def table(results):
     for row in results["rows"]:
         parts[row["part"]].append(row)
     text = steps_table(parts["steps"])
-    if fits := parts["fits"] + parts["long_fits"]:
+    if fits := parts["fits"] + parts["attached"]:
         text += "\nOne `fit` or `evaluate` after another, each timed whole:\n\n"
         text += fits_table(fits)
     text += "\nWhat (4) and (7) add to a step, and the callback to an epoch's end:\n\n"

@@ -195,8 +195,11 @@ def evaluate(model, _, data, steps):
     model.evaluate(repeated(data, steps), steps=steps, verbose=0)
 
 
-def compared(make_model, features, classes, steps, actions, repeats):
-    """A row for each action: done once, and then `repeats` times in turns."""
+def compared(make_model, features, classes, steps, actions, repeats, attach=None):
+    """A row for each action: done once, and then `repeats` times in turns.
+
+    Before all of them each model does `attach`, which is not timed.
+    """
     import keras
 
     data = make_data(features, classes, BATCH)
@@ -205,6 +208,8 @@ def compared(make_model, features, classes, steps, actions, repeats):
         side: compiled(lambda side=side: counted(make_model, traces[side]), with_method)
         for side, with_method in (("plain", False), ("method", True))
     }
+    for pair in models.values() if attach else ():
+        attach(*pair, data, steps)
     for action in actions:
         in_turns = {
             side: lambda pair=pair, action=action: action(*pair, data, steps)

@@ -14,7 +14,7 @@ the oldest and the newest. If a release moves one, only this file changes.
 """
 
 import contextlib
-import weakref
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,34 +33,7 @@ if keras.backend.backend() == "tensorflow":
 else:
     Trackable = object
 
-__all__ = [
-    "DataLayer",  # the base that computes with TensorFlow inside `tf.data`, any backend
-    "Trackable",  # the base of what `tf.train.Checkpoint` saves as part of a model
-    "get_keras_mask",
-    "in_tf_graph",  # whether it would do so now
-    "evaluates_without",
-    "has_fixed_state",
-    "has_values",
-    "is_carried",
-    "is_traced_by_hand",
-    "loop_of",
-    "make_steps_anew",
-    "refuse_multi_worker_strategy",
-    "replicated_by_tensorflow",
-    "state_scope",
-    "sync_state",
-    "track_metric",
-    "untrack_metric",
-]
-
-
-def has_values(tensor: Any) -> bool:
-    """Whether a tensor holds values, rather than standing for some in a trace."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return not isinstance(tensor, jax.core.Tracer)
-    return getattr(getattr(tensor, "device", None), "type", None) != "meta"  # torch
+__all__ = ["DataLayer", "Trackable", "get_keras_mask", "in_tf_graph"]  # Keras' own
 
 
 def track_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
@@ -97,25 +70,7 @@ def state_scope(model: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def refuse_multi_worker_strategy(model: Any = None) -> None:
-    """Raise where Keras 3 would fail later, with a message about something else."""
-    if keras.backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf
-
-    made_under = model.distribute_strategy if replicated_by_tensorflow(model) else None
-    strategy = made_under or tf.distribute.get_strategy()
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        raise RuntimeError(
-            "Keras 3 does not train under tf.distribute.MultiWorkerMirroredStrategy. "
-            "To train on several machines set KERAS_BACKEND=jax, and in each process "
-            "call keras.distribution.initialize(...) and "
-            "keras.distribution.set_distribution(keras.distribution.DataParallel()); "
-            "see `Several machines` in docs/backends.md."
-        )
-
-
-# --- Steps and loops -----------------------------------------------------------------
+# --- Steps -------------------------------------------------------------------------
 
 
 def make_steps_anew(model: Any) -> None:
@@ -124,41 +79,24 @@ def make_steps_anew(model: Any) -> None:
     model.make_test_function(force=True)
 
 
-class _Evaluation:
-    """A test function of Keras, during which some tables are told so.
-
-    It is told to the function that traces, so that the compiled step has no trace of
-    the table.
-    """
-
-    def __init__(self, function: Callable, tables: list[Any]) -> None:
-        self.function = function
-        self.tables = tables
-
-    def __call__(self, *args: Any) -> Any:
-        for table in self.tables:
-            table.evaluating = True
-        try:
-            return self.function(*args)
-        finally:
-            for table in self.tables:
-                table.evaluating = False
-
-
 def evaluates_without(model: Any, tables: Iterable[Any]) -> None:
     """Have `evaluate`, validation and `test_on_batch` leave the tables out."""
-    if not isinstance(model.test_function, _Evaluation):
+    if getattr(model.test_function, "func", None) is not _evaluate:
         model.make_test_function(force=True)
-        model.test_function = _Evaluation(model.test_function, list(tables))
+        model.test_function = functools.partial(
+            _evaluate, list(tables), model.test_function
+        )
 
 
-def loop_of(model: Any) -> Callable[[], bool]:
-    """A function that tells whether no other `fit` of `model` has begun since.
-
-    Each `fit` gives the model a History of its own.
-    """
-    reference, history = weakref.ref(model), getattr(model, "history", None)
-    return lambda: getattr(reference(), "history", None) is history
+def _evaluate(tables: list[Any], test_function: Callable, *args: Any) -> Any:
+    """A step that Keras traces without the tables, since they are told meanwhile."""
+    for table in tables:
+        table.evaluating = True
+    try:
+        return test_function(*args)
+    finally:
+        for table in tables:
+            table.evaluating = False
 
 
 def sync_state(model: Any) -> None:
@@ -167,20 +105,7 @@ def sync_state(model: Any) -> None:
         model.jax_state_sync()
 
 
-def is_traced_by_hand(tensor: Any) -> bool:
-    """Whether JAX traces a function that carries no variables of Keras along."""
-    if keras.backend.backend() != "jax" or has_fixed_state():
-        return False
-    return not has_values(tensor)
-
-
-def has_fixed_state() -> bool:
-    """Whether JAX traces a step, in which no variable can be made any more."""
-    return keras.backend.backend() == "jax" and get_stateless_scope() is not None
-
-
-def is_carried(variable: Any) -> bool:
-    """Whether a step of JAX that is being traced takes `variable` along."""
-    if not has_fixed_state():
-        return True
-    return get_stateless_scope().get_current_value(variable) is not None
+def traced_step() -> Any:
+    """While JAX traces a step of Keras, its scope, with `get_current_value(variable)`
+    for each variable that the step takes along; elsewhere None."""
+    return get_stateless_scope() if keras.backend.backend() == "jax" else None

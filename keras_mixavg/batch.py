@@ -142,6 +142,15 @@ def dtype_of(leaf: Any) -> str:
         return str(leaf.dtype)
 
 
+def has_values(tensor: Any) -> bool:
+    """Whether a tensor holds values, rather than standing for some in a trace."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return not isinstance(tensor, jax.core.Tracer)
+    return getattr(getattr(tensor, "device", None), "type", None) != "meta"  # torch
+
+
 def is_float(dtype: str) -> bool:
     return dtype in ("float16", "bfloat16", "float32", "float64")
 

@@ -3,6 +3,7 @@
 import math
 import numbers
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,9 +11,7 @@ import keras
 from keras_mixavg import equations, training_warnings
 from keras_mixavg._keras import (
     evaluates_without,
-    loop_of,
     make_steps_anew,
-    refuse_multi_worker_strategy,
     state_scope,
 )
 from keras_mixavg.attaching import (
@@ -22,7 +21,7 @@ from keras_mixavg.attaching import (
     num_classes_of,
     soft_label_losses,
 )
-from keras_mixavg.losses import SoftLabelCrossentropy
+from keras_mixavg.losses import SoftLabelCrossentropy, refuse_multi_worker_strategy
 from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 
 COLLECT = ("correct", "all")
@@ -278,7 +277,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def _enable(self) -> None:
         for name, weight in self._weights.items():
-            self._tables[name].enable(weight, loop_of(self.model))
+            self._tables[name].enable(weight, _still_trains(self.model))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -294,3 +293,12 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
 def _steps(table: SoftLabelTable) -> int:
     return int(view_of(table.steps)) if table.num_classes else 0
+
+
+def _still_trains(model: Any) -> Callable[[], bool]:
+    """A function that tells whether no other `fit` of `model` has begun since.
+
+    Each `fit` gives the model a History of its own.
+    """
+    reference, history = weakref.ref(model), getattr(model, "history", None)
+    return lambda: getattr(reference(), "history", None) is history

@@ -9,12 +9,13 @@ from typing import Any
 
 import keras
 
-from keras_mixavg._keras import has_values, in_tf_graph
+from keras_mixavg._keras import in_tf_graph
 from keras_mixavg.arrays import OnHost
 from keras_mixavg.batch import (
     AS_IS,
     brief,
     dtype_of,
+    has_values,
     holds_class_numbers,
     is_float,
     map_heads,

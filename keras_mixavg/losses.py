@@ -12,12 +12,11 @@ from keras import ops
 from keras_mixavg import equations
 from keras_mixavg._keras import (
     get_keras_mask,
-    has_fixed_state,
-    is_carried,
-    is_traced_by_hand,
-    refuse_multi_worker_strategy,
+    replicated_by_tensorflow,
     sync_state,
+    traced_step,
 )
+from keras_mixavg.batch import has_values
 from keras_mixavg.soft_label_table import SoftLabelTable
 
 Tensor = Any
@@ -148,7 +147,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         table = self.table
         if not self.attached or table.evaluating:
             return False
-        if is_traced_by_hand(y_pred):
+        step = traced_step()
+        on_jax = keras.backend.backend() == "jax"
+        if on_jax and step is None and not has_values(y_pred):
             if table.enabled:
                 warnings.warn(
                     "On JAX the soft-label table cannot be read or changed in a "
@@ -160,14 +161,14 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 )
             return False
         if table.num_classes is None:
-            if has_fixed_state():
+            if step is not None:
                 raise ValueError(
                     "On JAX the number of classes must be known before the first step, "
                     "and this model does not tell it. Received: num_classes=None. Pass "
                     f"it: SoftLabelCrossentropy(num_classes={y_pred.shape[-1]}, ...)."
                 )
             table.build(y_pred.shape[-1])
-        if not is_carried(table.weight):
+        if step is not None and step.get_current_value(table.weight) is None:
             return False
         sync_state(table.owner() if table.owner else None)
         return True
@@ -247,6 +248,24 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         loss = cls(**config)
         loss.lost_table = has_table
         return loss
+
+
+def refuse_multi_worker_strategy(model: Any = None) -> None:
+    """Raise where Keras 3 would fail later, with a message about something else."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    made_under = model.distribute_strategy if replicated_by_tensorflow(model) else None
+    strategy = made_under or tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise RuntimeError(
+            "Keras 3 does not train under tf.distribute.MultiWorkerMirroredStrategy. "
+            "To train on several machines set KERAS_BACKEND=jax, and in each process "
+            "call keras.distribution.initialize(...) and "
+            "keras.distribution.set_distribution(keras.distribution.DataParallel()); "
+            "see `Several machines` in docs/backends.md."
+        )
 
 
 def _check_weight(weight: Any, name: str) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from keras_mixavg import averaging, checks, datasets, equations
 from keras_mixavg import batch as batches
-from keras_mixavg._keras import DataLayer, has_values, in_tf_graph
+from keras_mixavg._keras import DataLayer, in_tf_graph
 from keras_mixavg.arrays import Draws, OnHost, as_before, data_loader_worker
-from keras_mixavg.batch import dtype_of, holds_class_numbers, is_float
+from keras_mixavg.batch import dtype_of, has_values, holds_class_numbers, is_float
 
 Tensor = Any
 Rate = float | Callable[[int], float]
