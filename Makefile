@@ -20,9 +20,9 @@ OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's
 # have an environment of their own, are tested meanwhile.
 ENV := .venv/installed
 AT_ONCE = $(MAKE) --jobs=$(JOBS) $(SYNC) ENV=.venv/backends
-SUITES := test-oldest lint test-tensorflow test-jax test-torch
+SUITES := test-oldest lint test-once test-core test-jax test-torch
 
-.PHONY: demo test test-all ci $(SUITES) fuzz figures site package
+.PHONY: demo test test-all ci test-tensorflow $(SUITES) fuzz figures site package
 
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
@@ -37,6 +37,12 @@ ci:  ## the same, and package and site: what .ci/run does
 
 test-tensorflow: $(ENV)
 	$(BIN)/python -m pytest
+
+test-once: $(ENV)
+	$(BIN)/python -m pytest $(ONCE:%=tests/test_%.py)
+
+test-core: $(ENV)  ## with test-once the same as test-tensorflow, in two processes
+	$(BIN)/python -m pytest $(ONCE:%=--ignore=tests/test_%.py)
 
 test-jax test-torch: test-%: .venv/backends
 	KERAS_BACKEND=$* $(BIN)/python -m pytest -m "not once and not one_backend" \
