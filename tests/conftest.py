@@ -38,10 +38,14 @@ def rng():
 
 
 @pytest.fixture
-def few_epochs():
-    """Two at the most in each `fit`: whether code runs, not how well."""
+def few_steps():
+    """Two epochs of three steps in each `fit`: whether code runs, not how well."""
     keras.config.set_max_epochs(2)
+    keras.config.set_max_steps_per_epoch(3)
+    tf.config.run_functions_eagerly(True)  # a graph costs more than so few steps
     yield
+    tf.config.run_functions_eagerly(False)
+    keras.config.set_max_steps_per_epoch(None)
     keras.config.set_max_epochs(None)
 
 

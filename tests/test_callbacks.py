@@ -17,6 +17,7 @@ from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentro
 
 ONCE = pytest.mark.once  # of a case that differs from another in plain Python alone
 SECOND = ["a new callback", pytest.param("the same callback", marks=ONCE)]
+EAGERLY = keras.backend.backend() == "tensorflow"  # costs less than to compile
 EXPECTED = {"prior_count": 1.0, "collect": "correct"}
 
 
@@ -145,7 +146,7 @@ class StopAfter(keras.callbacks.Callback):
 
 
 def test_stop_training_ends_the_epoch_with_the_evidence_so_far(batches, kernel):
-    model = compiled_model(kernel)
+    model = compiled_model(kernel, run_eagerly=EAGERLY)
     callback = GlobalSoftLabel()
     fit(model, batches, 3, [callback, StopAfter(1)])
     expected = reference.Training(kernel, 0.1, **EXPECTED)
@@ -157,7 +158,7 @@ def test_stop_training_ends_the_epoch_with_the_evidence_so_far(batches, kernel):
 
 @pytest.mark.parametrize("second", SECOND)
 def test_a_second_fit_goes_on_from_the_table(batches, kernel, second):
-    model = compiled_model(kernel)
+    model = compiled_model(kernel, run_eagerly=EAGERLY)
     callback = GlobalSoftLabel()
     fit(model, batches, 2, [callback])
     if second == "a new callback":
@@ -311,7 +312,8 @@ def test_a_bad_weight_ends_training_in_its_epoch_and_leaves_nothing(batches, ker
 @pytest.mark.once
 @pytest.mark.parametrize("metric", ["accuracy", "categorical_accuracy"])
 def test_plain_accuracy_on_pairs_is_noticed_once(batches, kernel, metric):
-    model = compiled_model(kernel, metrics=[metric])
+    options = {"metrics": [metric], "run_eagerly": EAGERLY}
+    model = compiled_model(kernel, **options)
     with pytest.warns(UserWarning, match="SoftLabelAccuracy") as seen:
         fit(model, batches, 2, [GlobalSoftLabel()])
     assert sum("SoftLabelAccuracy" in str(w.message) for w in seen) == 1
@@ -319,7 +321,7 @@ def test_plain_accuracy_on_pairs_is_noticed_once(batches, kernel, metric):
         (x, np.eye(CLASSES, dtype="float32")[y.argmax(axis=1)], w)
         for x, y, w in batches
     ]
-    fit(compiled_model(kernel, metrics=[metric]), one_hot, 1, [GlobalSoftLabel()])
+    fit(compiled_model(kernel, **options), one_hot, 1, [GlobalSoftLabel()])
 
 
 @pytest.mark.parametrize("column", [False, pytest.param(True, marks=ONCE)])
@@ -342,7 +344,7 @@ def test_class_numbers_train_and_evaluate_as_one_hot_labels_do(rng, kernel, colu
 
 
 def test_class_numbers_that_do_not_exist_are_left_out_and_counted(rng, kernel):
-    model = compiled_model(kernel)
+    model = compiled_model(kernel, run_eagerly=EAGERLY)
     x = rng.normal(size=(12, FEATURES)).astype("float32")
     numbers = np.arange(12) % CLASSES + 1  # from 1 on, by mistake
     with pytest.warns(UserWarning, match="^3 samples were left out.*from 0 on"):
@@ -364,7 +366,7 @@ class Weights(keras.callbacks.Callback):
     "fade_out", [None, *(pytest.param(f, marks=ONCE) for f in (0.0, 0.5, 1.0))]
 )
 def test_the_weight_fades_out_over_the_last_epochs(batches, kernel, fade_out):
-    model = compiled_model(kernel)
+    model = compiled_model(kernel, run_eagerly=EAGERLY)
     arguments = {} if fade_out is None else {"fade_out": fade_out}
     weights = Weights()
     fit(model, batches, 10, [GlobalSoftLabel(**arguments), weights])
@@ -386,7 +388,7 @@ def test_the_weight_fades_out_over_the_last_epochs(batches, kernel, fade_out):
 def test_a_resumed_run_fades_as_if_never_interrupted(batches, kernel):
     kernels = []
     for parts in ([(0, 6)], [(0, 5), (5, 6)]):
-        model = compiled_model(kernel)
+        model = compiled_model(kernel, run_eagerly=EAGERLY)
         for start, stop in parts:
             callback = GlobalSoftLabel(fade_out=0.5)
             others = [StopAfterEpoch(stop - 1)]
@@ -422,7 +424,7 @@ def test_a_callable_weight_does_not_fade_and_refuses_a_fade_out(batches, kernel)
 
 @pytest.mark.once
 def test_a_loop_that_does_not_say_its_epochs_fades_nothing(batches, kernel):
-    model = compiled_model(kernel)
+    model = compiled_model(kernel, run_eagerly=EAGERLY)
     callback, weights = GlobalSoftLabel(), Weights()
     fit(model, batches, 10, [callback])  # whose `epochs` are not the loop's
     loop = keras.callbacks.CallbackList([callback, weights], model=model)
@@ -437,7 +439,7 @@ def test_a_loop_that_does_not_say_its_epochs_fades_nothing(batches, kernel):
 
 @pytest.mark.once
 def test_history_and_csv_show_the_statistics(batches, kernel, tmp_path):
-    model = compiled_model(kernel)
+    model = compiled_model(kernel, run_eagerly=EAGERLY)
     log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
     history = fit(model, batches, 2, [GlobalSoftLabel(), log]).history
     with open(tmp_path / "log.csv") as file:

@@ -48,6 +48,8 @@ def new_model(loss=None):
     model.compile(
         keras.optimizers.Adam(0.01),
         loss or SoftLabelCrossentropy(global_weight=0.5, from_logits=True),
+        # Few steps cost less than a compilation; killed.py compiles them.
+        run_eagerly=BACKEND == "tensorflow",
     )
     model.optimizer.build(model.trainable_variables)  # else Keras loads none of them
     return model
