@@ -1,6 +1,8 @@
 # Each target works on a machine that has only git, make and python3 (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
+# Python itself compiles the files that are imported, a few of those that are installed.
+INSTALL := pip install --quiet --no-compile
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # `pip install torch` brings CUDA. Any torch will do: make test-all TORCH=torch
@@ -75,18 +77,18 @@ package: $(ENV)  ## build sdist and wheel into dist/, and try the wheel
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "keras_mixavg needs Python 3.10 or newer. Set one with make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip  # old ones search for hours
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m $(INSTALL) --upgrade pip  # old ones search for hours
+	$(BIN)/python -m $(INSTALL) --editable ".[dev]"
 	@touch $@
 
 .venv/backends: .venv/installed
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet jax grain
+	$(BIN)/python -m $(INSTALL) $(TORCH)
+	$(BIN)/python -m $(INSTALL) jax grain
 	@touch $@
 
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
-	.venv-oldest/bin/python -m pip install --quiet $(OLDEST) "pytest>=8" hypothesis scikit-learn
-	.venv-oldest/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-oldest/bin/python -m $(INSTALL) --upgrade pip
+	.venv-oldest/bin/python -m $(INSTALL) $(OLDEST) "pytest>=8" hypothesis scikit-learn
+	.venv-oldest/bin/python -m $(INSTALL) --no-deps --editable .
 	@touch $@

@@ -38,13 +38,19 @@ def rng():
 
 
 @pytest.fixture
-def few_steps():
+def eagerly():
+    """TensorFlow without graphs: one costs more than the few steps of a test."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def few_steps(eagerly):
     """Two epochs of three steps in each `fit`: whether code runs, not how well."""
     keras.config.set_max_epochs(2)
     keras.config.set_max_steps_per_epoch(3)
-    tf.config.run_functions_eagerly(True)  # a graph costs more than so few steps
     yield
-    tf.config.run_functions_eagerly(False)
     keras.config.set_max_steps_per_epoch(None)
     keras.config.set_max_epochs(None)
 

@@ -17,7 +17,7 @@ from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentro
 from keras_mixavg.soft_label_table import SoftLabelTable
 
 BACKEND = keras.backend.backend()
-FEATURES, CLASSES, BATCH, EPOCHS = 5, 4, 16, 3
+FEATURES, CLASSES, BATCH, EPOCHS = 5, 4, 16, 2
 SIZE = 2 * BATCH + 10  # the last batch is smaller, and splits into two halves
 
 
@@ -39,7 +39,7 @@ KERNEL = np.random.default_rng(4).normal(size=(FEATURES, CLASSES)).astype("float
 
 
 def train(learning_rate=0.1, size=SIZE, subclassed=False, loss=None, **compile_args):
-    """Three epochs; returns the callback, the model and what fit logged."""
+    """Two epochs; returns the callback, the model and what fit logged."""
     dense = keras.layers.Dense(CLASSES, use_bias=False)
 
     class Model(keras.Model):
@@ -176,6 +176,7 @@ def test_steps_per_execution_on_two_devices(one):
     )
 
 
+@pytest.mark.once
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX refuses such a batch")
 def test_a_last_batch_that_does_not_split_evenly_counts_fully_in_the_table():
     """Keras' mean over the replicas weighs their samples unequally then, also with its
@@ -329,10 +330,10 @@ def differs_from_the_reference(run, learning_rate=0.1):
     )
 
 
+@pytest.mark.once
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX aggregates no variables")
 def test_mutation_summed_aggregation_is_noticed(monkeypatch):
     """With "sum" for all variables two replicas double the table and the weight."""
-    if BACKEND != "tensorflow":
-        pytest.skip("only tf.distribute aggregates variables")
 
     class Summed(SoftLabelTable):
         def _variable(self, name, shape, initial="zeros", aggregation="sum"):

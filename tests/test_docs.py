@@ -60,7 +60,9 @@ def users_own():
 
 
 @pytest.mark.usefixtures("few_steps")
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed|Limiting|Even though")
+@pytest.mark.filterwarnings(
+    "ignore:`shuffle=True` was passed|Limiting|Even though|Your input"
+)
 @pytest.mark.parametrize("code", list(blocks()))
 def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -68,7 +70,9 @@ def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("few_steps")
-@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed|Limiting|Even though")
+@pytest.mark.filterwarnings(
+    "ignore:`shuffle=True` was passed|Limiting|Even though|Your input"
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasCV and grain
 @pytest.mark.parametrize("page", notebooks.pages())
 def test_code_of_a_page_runs_as_its_notebook(page, tmp_path, monkeypatch):

@@ -15,8 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import image_folder  # noqa: E402
 from training import compare  # noqa: E402
 
-# Of protobuf and TensorBoard.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# Of protobuf and TensorBoard; and that tf.data keeps its graphs.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Even though"),
+]
 QUICK = ["--image-size", "16", "--epochs", "2", "--warmup-epochs", "1"]
 QUICK += ["--batch-size", "8", "--network", "tiny"]
 
@@ -44,6 +47,7 @@ def run(folder, *flags):
     return image_folder.main([str(folder), *QUICK, "--out", str(out), *flags])
 
 
+@pytest.mark.usefixtures("eagerly")
 # Keras tells CSVLogger nothing of a `fit` that was stopped: its file stays open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_comparison_stops_goes_on_and_takes_more_seeds(folder, monkeypatch, capsys):
