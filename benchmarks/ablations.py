@@ -10,7 +10,7 @@ from keras import ops
 from training.methods import AveragedPairs, AveragedPairsWithTable
 
 from keras_mixavg import GlobalSoftLabel, equations
-from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
+from keras_mixavg.soft_label_table import SoftLabelTable
 
 # --- When there are pairs ------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class WithinEpochs(GlobalSoftLabel):
     def on_train_batch_end(self, batch, logs=None):
         table = self.model.loss.table
         if (batch + 1) % self.steps == 0:
-            collected = numpy_of(table.steps)  # which the callback counts by epoch
+            collected = table.state()["steps"]  # which the callback counts by epoch
             table.end_epoch(self.prior_count)
             table.steps.assign(collected)
 

@@ -5,7 +5,7 @@
 
 `steps`: two models of one network, one trained with `CategoricalCrossentropy`, one with
 `SoftLabelCrossentropy` and `GlobalSoftLabel`, take turns: an epoch of `fit` each, in
-threads that pass a baton on, `--repeats` times after two of warm-up. `growth`: the same
+threads that pass a baton on, `--repeats` times after a warm-up. `growth`: the same
 for a single dense layer, over classes and batch sizes. `fits`: one `fit` of a step
 after another; the two models take turns. `attached`: the same for `evaluate`, and for
 `fit` without the callback, of a model that has trained with it. `memory`: peak memory
@@ -63,6 +63,7 @@ def measure_steps(repeats):
             data,
             steps,
             repeats,
+            warm_up=1 if steps > 10 else 2,
         )
         yield {
             "case": case,
