@@ -1,5 +1,6 @@
 """Settings and data that several test files share."""
 
+import gc
 import importlib
 import os
 import shutil
@@ -22,6 +23,8 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
+
+gc.freeze()  # what is imported stays: no collection need go through all of it
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Relative error of one rounding or a few, per dtype."""
