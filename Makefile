@@ -71,7 +71,7 @@ site: $(ENV)  ## build the documentation into site/; any warning is an error
 package: $(ENV)  ## build sdist and wheel into dist/, and try the wheel
 	rm -rf dist .venv/wheel
 	$(BIN)/python -m build --outdir dist
-	$(BIN)/python -m pip install --quiet --no-deps --target .venv/wheel dist/*.whl
+	$(BIN)/python -m $(INSTALL) --no-deps --target .venv/wheel dist/*.whl
 	PYTHONPATH=.venv/wheel $(BIN)/python tests/wheel.py
 
 .venv/installed: pyproject.toml

@@ -1,6 +1,6 @@
 """What the method adds to a training step, to an epoch of `fit`, and to the memory.
 
-    python benchmarks/training_step.py                      # 25 minutes on two cores
+    python benchmarks/training_step.py                      # an hour on two cores
     python benchmarks/training_step.py --backends jax --only steps
 
 `steps`: two models of one network, one trained with `CategoricalCrossentropy`, one with

@@ -70,7 +70,7 @@ def state_scope(model: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-# --- Steps -------------------------------------------------------------------------
+# --- Steps ---------------------------------------------------------------------------
 
 
 def make_steps_anew(model: Any) -> None:

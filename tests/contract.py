@@ -9,6 +9,7 @@ import json
 import keras
 import numpy as np
 import tensorflow as tf
+from test_training import EAGERLY
 
 import keras_mixavg
 from keras_mixavg.soft_label_table import SoftLabelTable
@@ -41,8 +42,8 @@ def trained(callback, loss=None):
     model.set_weights([X[:4, :3], np.zeros(3)])
     loss = loss or keras_mixavg.SoftLabelCrossentropy(from_logits=True)
     metrics = [keras_mixavg.SoftLabelAccuracy()]
-    eagerly = keras.backend.backend() == "tensorflow"  # one compiled fit is below
-    model.compile(keras.optimizers.SGD(0.1), loss, metrics=metrics, run_eagerly=eagerly)
+    # One compiled fit is below.
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=metrics, run_eagerly=EAGERLY)
     model.fit(X, Y, 4, epochs=2, callbacks=[callback], verbose=0, shuffle=False)
     return model
 

@@ -7,6 +7,7 @@ import pytest
 import reference
 from test_training import (
     CLASSES,
+    EAGERLY,
     FEATURES,
     averaged_batches,
     fit,
@@ -17,7 +18,6 @@ from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentro
 
 ONCE = pytest.mark.once  # of a case that differs from another in plain Python alone
 SECOND = ["a new callback", pytest.param("the same callback", marks=ONCE)]
-EAGERLY = keras.backend.backend() == "tensorflow"  # costs less than to compile
 EXPECTED = {"prior_count": 1.0, "collect": "correct"}
 
 

@@ -59,10 +59,13 @@ def users_own():
     }
 
 
-@pytest.mark.usefixtures("few_steps")
-@pytest.mark.filterwarnings(
+SHORT_OF_STEPS = pytest.mark.filterwarnings(
     "ignore:`shuffle=True` was passed|Limiting|Even though|Your input"
 )
+
+
+@pytest.mark.usefixtures("few_steps")
+@SHORT_OF_STEPS
 @pytest.mark.parametrize("code", list(blocks()))
 def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -70,9 +73,7 @@ def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("few_steps")
-@pytest.mark.filterwarnings(
-    "ignore:`shuffle=True` was passed|Limiting|Even though|Your input"
-)
+@SHORT_OF_STEPS
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasCV and grain
 @pytest.mark.parametrize("page", notebooks.pages())
 def test_code_of_a_page_runs_as_its_notebook(page, tmp_path, monkeypatch):

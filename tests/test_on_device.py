@@ -79,11 +79,12 @@ def test_an_epoch_has_each_image_once_and_depends_on_seed_and_epoch_alone():
     assert len(order) == 48 and len(set(order)) == 48
     np.testing.assert_array_equal(y.argmax(axis=1), order % 10)
     assert np.mean(made("erm", epoch=1)[0][:, 0, 0, 0] == order) < 0.2
-    first, again = made("mixavg", epoch=3), made("mixavg", epoch=3)
-    for one, same in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one, same)
-    for which in ({"epoch": 4}, {"epoch": 3, "seed": 1}):
-        assert not np.array_equal(first[0], made("mixavg", **which)[0])
+    for name in ("mixup", "mixavg"):
+        first, again = made(name, epoch=3), made(name, epoch=3)
+        for one, same in zip(first, again, strict=True):
+            np.testing.assert_array_equal(one, same)
+        for which in ({"epoch": 4}, {"epoch": 3, "seed": 1}):
+            assert not np.array_equal(first[0], made(name, **which)[0])
 
 
 def test_each_image_is_cropped_and_flipped_by_itself():

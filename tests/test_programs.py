@@ -77,6 +77,7 @@ def refused_for(arguments, reason, capsys):
 # the graphs of three runs cost more than their few steps.
 THREE_RUNS = """
 import re, shlex, sys
+from pathlib import Path
 import keras, tensorflow as tf
 tf.config.run_functions_eagerly(True)
 sys.path.insert(0, sys.argv.pop(1))
@@ -88,6 +89,7 @@ try:
     cifar.main()
 except SystemExit as stop:
     print("stopped", flush=True)
+    assert not list(Path("runs").rglob("result.json"))
     command = re.search("Go on after .* with\\n    python (.*)", str(stop))[1]
     sys.argv = shlex.split(command)
     print(sys.argv, flush=True)
@@ -119,9 +121,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
     assert process.returncode == 0, errors[-3000:]
     assert "ran out of data" not in errors
     _, resumed = output.split("stopped\n")
-    assert "--resume" in resumed.splitlines()[0]
+    assert resumed.splitlines()[0].endswith("'--resume']")
     assert "Epoch 1/3" not in resumed and "Epoch 3/3" in resumed
-    assert_complete(out, table=True)
+    accuracy = 100 * assert_complete(out, table=True)["test"]["accuracy"]
+    assert f"accuracy {accuracy:.2f} %" in resumed
     refused_for([*arguments, "--out", out], "has a finished run", capsys)
     assert_the_same(out, tmp_path / "whole")
 
@@ -129,6 +132,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
 def test_an_unfinished_run_is_not_written_over(tmp_path, capsys):
     (tmp_path / "backup").mkdir()
     refused_for(["--out", tmp_path], "has an unfinished run", capsys)
+
+
+def test_a_smoke_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cifar.parse_arguments(["--smoke"]).out == Path("runs/cifar10-smoke")
 
 
 def assert_the_same(out, other):

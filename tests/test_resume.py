@@ -17,6 +17,7 @@ import pytest
 import reference
 from test_training import (
     CLASSES,
+    EAGERLY,
     FEATURES,
     averaged_batches,
     dataset_of,
@@ -48,8 +49,7 @@ def new_model(loss=None):
     model.compile(
         keras.optimizers.Adam(0.01),
         loss or SoftLabelCrossentropy(global_weight=0.5, from_logits=True),
-        # Few steps cost less than a compilation; killed.py compiles them.
-        run_eagerly=BACKEND == "tensorflow",
+        run_eagerly=EAGERLY,  # killed.py compiles them
     )
     model.optimizer.build(model.trainable_variables)  # else Keras loads none of them
     return model

@@ -10,12 +10,9 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from test_training import CLASSES, FEATURES, averaged_batches, dataset_of
+from test_training import CLASSES, EAGERLY, FEATURES, averaged_batches, dataset_of
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
-
-# What is saved is of the variables, and few steps cost less than a compilation.
-EAGERLY = keras.backend.backend() == "tensorflow"
 
 
 def new_model(classes=CLASSES, loss=None):

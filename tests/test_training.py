@@ -10,6 +10,8 @@ from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import numpy_of
 
 FEATURES, CLASSES = 5, 4
+# For models of few steps, which cost less than to compile one.
+EAGERLY = keras.backend.backend() == "tensorflow"
 
 
 class Tables(keras.callbacks.Callback):
