@@ -18,13 +18,13 @@ ONCE := ablations benchmarks docs examples examples_scores examples_training fuz
 ON_OLDEST := callbacks contract datasets distribution keras_conventions losses saving
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
-# What is tested waits for all that is installed into .venv; the oldest versions, which
-# have an environment of their own, are tested meanwhile.
+# Several suites at once wait for all that is installed into .venv.
 ENV := .venv/installed
 AT_ONCE = $(MAKE) --jobs=$(JOBS) $(SYNC) ENV=.venv/backends
-SUITES := test-oldest lint test-once test-core test-jax test-torch
+SUITES := lint test-once test-core test-jax test-torch
 
-.PHONY: demo test test-all ci test-tensorflow $(SUITES) fuzz figures site package
+.PHONY: demo test test-all ci test-tensorflow $(SUITES) test-oldest fuzz figures site \
+	package
 
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
@@ -32,9 +32,9 @@ demo: .venv/installed  ## train three ways on wrong labels, two minutes; see run
 test: lint test-tensorflow  ## lint, types and all tests, on TensorFlow
 
 test-all:  ## on every backend, oldest versions too
-	+$(AT_ONCE) $(SUITES)
+	+$(AT_ONCE) test-oldest $(SUITES)
 
-ci:  ## the same, and package and site: what .ci/run does
+ci:  ## every backend, package and site: what .ci/run does
 	+$(AT_ONCE) $(SUITES) package site
 
 test-tensorflow: $(ENV)

@@ -38,11 +38,8 @@ from two_models import (
 )
 
 BACKENDS = ("tensorflow", "jax", "torch")
-CASES = {  # network, side of the images, classes, steps an epoch
-    "small network": ("small", 32, 10, 50),
-    "PreAct ResNet-18": ("preact_resnet18", 32, 100, 2),
-    "small network, wide head": ("small", 32, 1000, 50),
-}
+CASES = [("fast_16", 10, 50), ("fast", 100, 10), ("fast_16", 1000, 50)]
+IMAGES = (32, 32, 3)
 GROWTH = [(k, BATCH) for k in (10, 100, 1000)] + [(1000, b) for b in (32, 512)]
 GROWTH += [(10_000, BATCH)]
 
@@ -53,20 +50,15 @@ GROWTH += [(10_000, BATCH)]
 def measure_steps(repeats):
     from training.networks import NETWORKS
 
-    for case, (network, side, classes, steps) in CASES.items():
-        shape = (side, side, 3)
-        data = make_data(shape, classes, BATCH)
+    for network, classes, steps in CASES:
         figures = take_turns(
-            lambda network=network, shape=shape, classes=classes: NETWORKS[network](
-                shape, classes
-            ),
-            data,
+            lambda network=network, classes=classes: NETWORKS[network](IMAGES, classes),
+            make_data(IMAGES, classes, BATCH),
             steps,
             repeats,
-            warm_up=1 if steps > 10 else 2,
         )
         yield {
-            "case": case,
+            "network": network,
             "classes": classes,
             "steps_per_epoch": steps,
             "repeats": repeats,
@@ -108,10 +100,10 @@ def measure_attached(repeats):
     """Each call is timed whole. The first ones compile."""
     from training.networks import NETWORKS
 
-    images, classes, steps = (32, 32, 3), 1000, 5
+    classes, steps = 1000, 5
     yield from compared(
-        lambda: NETWORKS["small"](images, classes),
-        images,
+        lambda: NETWORKS["fast_16"](IMAGES, classes),
+        IMAGES,
         classes,
         steps,
         [fit_without_the_callback, evaluate],
@@ -201,7 +193,7 @@ def steps_table(rows):
         + ["steps an epoch", "epoch of fit, x plain"],
         [
             [
-                row["case"],
+                row["network"],
                 row["classes"],
                 row["backend"],
                 row["repeats"],
@@ -210,7 +202,7 @@ def steps_table(rows):
                 row["steps_per_epoch"],
                 ratio(row["epochs"]),
             ]
-            for row in sorted(rows, key=lambda row: row["classes"])
+            for row in sorted(rows, key=lambda row: (row["classes"], row["backend"]))
         ],
     )
 

@@ -138,7 +138,8 @@ class Side(threading.Thread):
             raise self.error
 
 
-def take_turns(make_model, data, steps, repeats, warm_up=2):
+def take_turns(make_model, data, steps, repeats):
+    warm_up = 1 if steps > 10 else 2
     plain, method = (
         Side(make_model, with_method, data, steps, warm_up + repeats)
         for with_method in (False, True)

@@ -168,7 +168,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                     f"it: SoftLabelCrossentropy(num_classes={y_pred.shape[-1]}, ...)."
                 )
             table.build(y_pred.shape[-1])
-        if step is not None and step.get_current_value(table.weight) is None:
+        if step is not None and step.get_current_value(table.in_use) is None:
             return False
         sync_state(table.owner() if table.owner else None)
         return True

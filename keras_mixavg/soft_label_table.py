@@ -75,9 +75,8 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
                 stacklevel=2,
             )
         shape = (num_classes, num_classes)
-        # In use: its weight, and whether it collects.
-        self.weight = self._variable("weight", (), float(self._weight))
-        self.collecting = self._variable("collecting", (), float(self._enabled))
+        # In use: its weight, and whether it collects. One variable: one write.
+        self.in_use = self._variable("in_use", (2,), self._known())
         # Learnt: S, N and M.
         self.table = self._variable("table", shape, "identity")
         self.cross = self._variable("cross", shape, aggregation="sum")
@@ -94,10 +93,10 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         self,
         name: str,
         shape: tuple[int, ...],
-        initial: str | float = "zeros",
+        initial: str | np.ndarray = "zeros",
         aggregation: str = ONE_VALUE,
     ) -> Any:
-        if isinstance(initial, float):
+        if isinstance(initial, np.ndarray):
             initial = keras.initializers.Constant(initial)
         return self.add_variable(
             shape, initial, dtype="float32", aggregation=aggregation, name=name
@@ -135,21 +134,34 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
     def _set(self, weight: float, enabled: bool) -> None:
         self._weight, self._enabled = weight, enabled
         if self.num_classes is not None:
-            self.weight.assign(weight)
-            self.collecting.assign(float(enabled))
+            self.in_use.assign(self._known())
+
+    def _known(self) -> np.ndarray:
+        """What the host knows of `in_use`."""
+        return np.array([self._weight, self._enabled], "float32")
 
     @property
     def enabled(self) -> bool:
         return self._enabled
 
+    @property
+    def weight(self) -> Tensor:
+        """a of equation (5), 0 while disabled."""
+        return self.in_use[0]
+
+    @property
+    def collecting(self) -> Tensor:
+        """1 while enabled, or else 0."""
+        return self.in_use[1]
+
     def _when(
         self, flag: Tensor, known: float, then: Callable, otherwise: Callable
     ) -> Any:
-        """`then()` if the variable `flag` is positive. On torch the host, which has
-        the value too as `known`, need not wait for the device to tell."""
+        """`then()` if `flag` is positive. On torch the host, which has the value too
+        as `known`, need not wait for the device to tell."""
         if keras.backend.backend() == "torch":
             return then() if known > 0 else otherwise()
-        return ops.cond(ops.convert_to_tensor(flag) > 0.0, then, otherwise)
+        return ops.cond(flag > 0.0, then, otherwise)
 
     # --- Equations (4) to (8) --------------------------------------------------------
 

@@ -83,7 +83,8 @@ class Raise(keras.callbacks.Callback):
 def test_after_an_exception_evaluation_and_the_next_fit_are_plain(
     batches, kernel, hook, error
 ):
-    model = compiled_model(kernel)
+    eagerly = EAGERLY and hook.startswith("on_epoch")
+    model = compiled_model(kernel, run_eagerly=eagerly)
     callbacks = [GlobalSoftLabel(), Raise(hook, error)]
     with pytest.raises(error):
         fit(model, batches, 3, callbacks, validation_data=batches[0][:2])
@@ -302,7 +303,7 @@ def test_global_weight_follows_the_epoch(batches, kernel):
 def test_a_bad_weight_ends_training_in_its_epoch_and_leaves_nothing(batches, kernel):
     model = linear_model(kernel)
     loss = SoftLabelCrossentropy(global_weight=lambda epoch: epoch, from_logits=True)
-    model.compile("sgd", loss)
+    model.compile("sgd", loss, run_eagerly=EAGERLY)
     with pytest.raises(ValueError, match=r"`global_weight\(2\)` must be a float in"):
         fit(model, batches, 3, [GlobalSoftLabel()])
     fit(model, batches, 1, [])
@@ -332,7 +333,8 @@ def test_class_numbers_train_and_evaluate_as_one_hot_labels_do(rng, kernel, colu
     given = numbers[:, None] if column else numbers
     results = []
     for y in (given, one_hot):
-        model = compiled_model(kernel, metrics=[SoftLabelAccuracy()])
+        metrics = [SoftLabelAccuracy()]
+        model = compiled_model(kernel, metrics=metrics, run_eagerly=EAGERLY and column)
         callback = GlobalSoftLabel()
         data = {"epochs": 2, "batch_size": 4, "shuffle": False, "verbose": 0}
         model.fit(x, y, validation_data=(x, given), callbacks=[callback], **data)
@@ -411,7 +413,7 @@ def test_a_callable_weight_does_not_fade_and_refuses_a_fade_out(batches, kernel)
     def compiled():
         model = linear_model(kernel)
         loss = SoftLabelCrossentropy(global_weight=lambda _: 0.5, from_logits=True)
-        model.compile("sgd", loss)
+        model.compile("sgd", loss, run_eagerly=EAGERLY)
         return model
 
     for arguments in ({}, {"fade_out": 0.0}):
@@ -529,7 +531,7 @@ def test_outputs_of_several_widths_have_tables_of_their_own(rng):
         "size": np.zeros((12, 1)),
         "colour": rng.dirichlet(np.ones(3), size=12).astype("float32"),
     }
-    model.compile(keras.optimizers.SGD(0.0), loss)
+    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=EAGERLY)
     callback = GlobalSoftLabel(collect="all")
     history = model.fit(
         x, y, batch_size=4, epochs=2, verbose=0, callbacks=[callback], shuffle=False

@@ -182,6 +182,7 @@ def test_more_devices_than_there_are_are_refused(tmp_path):
 TWO_DEVICES = """
 import sys
 import tensorflow as tf
+tf.config.run_functions_eagerly(True)  # a graph of each device costs more
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
