@@ -200,7 +200,7 @@ def train_and_test(method, train, test, seed, args):
         shuffle=False,
         verbose=0,
     )
-    figures = figures_of(model.predict(test[0], batch_size=500, verbose=0), test[1])
+    figures = figures_of(model.predict_on_batch(test[0]), test[1])
     seconds = time.perf_counter() - start
     result = {"method": method, "seed": seed, **figures, "seconds": seconds}
     return history.history, result, callbacks
