@@ -76,7 +76,8 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             )
         shape = (num_classes, num_classes)
         # In use: its weight, and whether it collects. One variable: one write.
-        self.in_use = self._variable("in_use", (2,), self._known())
+        known = keras.initializers.Constant(self._known())
+        self.in_use = self._variable("in_use", (2,), known)
         # Learnt: S, N and M.
         self.table = self._variable("table", shape, "identity")
         self.cross = self._variable("cross", shape, aggregation="sum")
@@ -93,11 +94,9 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         self,
         name: str,
         shape: tuple[int, ...],
-        initial: str | np.ndarray = "zeros",
+        initial: Any = "zeros",
         aggregation: str = ONE_VALUE,
     ) -> Any:
-        if isinstance(initial, np.ndarray):
-            initial = keras.initializers.Constant(initial)
         return self.add_variable(
             shape, initial, dtype="float32", aggregation=aggregation, name=name
         )
