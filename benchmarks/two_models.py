@@ -4,6 +4,7 @@ The machine's speed changes while a benchmark runs; what changes for both does n
 in the ratio of the two. training_step.py beside this file says what is measured.
 """
 
+import itertools
 import statistics
 import threading
 import time
@@ -11,6 +12,7 @@ import time
 import record
 
 BATCH = 128
+DRAWS = 10  # batches of pairs, so that a class meets several others
 FEATURES = 256  # of models of dense layers
 
 
@@ -35,20 +37,25 @@ def compiled(make_model, with_method):
 
 
 def make_data(features, classes, batch):
+    """One batch of inputs, and the labels of pairs for `DRAWS` batches of them."""
+    import keras
     import numpy as np
 
     rng = np.random.default_rng(0)
-    one_hot = np.eye(classes, dtype="float32")[rng.integers(0, classes, (2, batch))]
-    return rng.normal(size=(batch, *features)).astype("float32"), one_hot.mean(axis=0)
+    pairs = rng.integers(0, classes, (DRAWS, 2, batch))
+    labels = [keras.utils.to_categorical(pair, classes).mean(axis=0) for pair in pairs]
+    labels = [values.astype("float32") for values in labels]
+    return rng.normal(size=(batch, *features)).astype("float32"), labels
 
 
-def repeated(data, steps):
-    """The one batch, as tensors of the backend, over and over."""
+def repeated(data):
+    """The batches, as tensors of the backend, over and over."""
     import keras
 
-    batch = tuple(keras.ops.convert_to_tensor(value) for value in data)
-    while True:
-        yield batch
+    inputs, labels = data
+    inputs = keras.ops.convert_to_tensor(inputs)
+    for values in itertools.cycle(map(keras.ops.convert_to_tensor, labels)):
+        yield inputs, values
 
 
 def dense(classes):
@@ -121,7 +128,7 @@ class Side(threading.Thread):
         try:
             model, callbacks = compiled(make_model, with_method)
             model.fit(
-                repeated(data, steps),
+                repeated(data),
                 steps_per_epoch=steps,
                 epochs=epochs,
                 verbose=0,
@@ -167,7 +174,7 @@ def take_turns(make_model, data, steps, repeats):
 
 def fit(model, callbacks, data, steps, **validation):
     model.fit(
-        repeated(data, steps),
+        repeated(data),
         steps_per_epoch=steps,
         verbose=0,
         callbacks=callbacks,
@@ -176,7 +183,7 @@ def fit(model, callbacks, data, steps, **validation):
 
 
 def fit_and_validate(model, callbacks, data, steps):
-    validation = repeated(data, steps)
+    validation = repeated(data)
     fit(
         model,
         callbacks,
@@ -192,7 +199,7 @@ def fit_without_the_callback(model, _, data, steps):
 
 
 def evaluate(model, _, data, steps):
-    model.evaluate(repeated(data, steps), steps=steps, verbose=0)
+    model.evaluate(repeated(data), steps=steps, verbose=0)
 
 
 def compared(make_model, features, classes, steps, actions, repeats, attach=None):

@@ -224,14 +224,13 @@ def batch_evidence(
         What the batch adds to N and M, `(num_classes, num_classes)`, to the steps, and
         to the samples left out.
     """
-    usable = ops.isfinite(sample_weight) & (sample_weight >= 0.0)
-    for values in (labels, probabilities):
-        usable = usable & ops.all(ops.isfinite(values), axis=-1)
-    usable = usable & (ops.any(labels > 0.0, axis=-1) | (sample_weight == 0.0))
+    sums = ops.sum(labels, axis=-1) + ops.sum(probabilities, axis=-1) + sample_weight
+    usable = ops.isfinite(sums) & (sample_weight >= 0.0)  # each term, or no sum is
+    largest = ops.max(labels, axis=-1)
+    usable = usable & ((largest > 0.0) | (sample_weight == 0.0))
     counted = usable
     if collect == "correct":
-        share = top_label_mass(labels, probabilities)
-        counted = usable & (share >= ops.max(labels, axis=-1))
+        counted = usable & (top_label_mass(labels, probabilities) >= largest)
     weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
     labels, probabilities = (
         ops.reshape(

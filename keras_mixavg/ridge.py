@@ -45,11 +45,12 @@ def solve(
 
 def _rest_of_rows(gram: np.ndarray) -> np.ndarray:
     """What each row has beside its diagonal, in absolute values."""
-    sums = [np.abs(rows).sum(axis=1, dtype="float64") for rows in _parts(gram)]
+    sums = [np.abs(rows).sum(axis=1, dtype="float64") for rows in parts(gram)]
     return np.maximum(np.concatenate(sums) - np.abs(gram.diagonal()), 0.0)
 
 
-def _parts(matrix: np.ndarray) -> list[np.ndarray]:
+def parts(matrix: np.ndarray) -> list[np.ndarray]:
+    """Blocks of rows, so that what is computed of one needs little memory."""
     return np.array_split(matrix, math.ceil(len(matrix) / 512))
 
 
@@ -82,7 +83,7 @@ def _cholesky(
     system *= scale[:, None]
     np.fill_diagonal(system, 1.0)
     goal = np.array(cross, "float32")
-    for new, old, row_scale in zip(*map(_parts, (goal, table, scale)), strict=True):
+    for new, old, row_scale in zip(*map(parts, (goal, table, scale)), strict=True):
         new += np.float32(k) * old
         new *= row_scale[:, None]
     factor, _ = cho_factor(system.T, lower=True, overwrite_a=True, check_finite=False)
@@ -119,9 +120,7 @@ def _chebyshev(
     spread = math.sqrt(diagonal.max() / diagonal.min())
     steps = _steps(radius, 1e-6 / spread)
     solution = np.array(cross, "float32")
-    for new, old, entries in zip(
-        *map(_parts, (solution, table, diagonal)), strict=True
-    ):
+    for new, old, entries in zip(*map(parts, (solution, table, diagonal)), strict=True):
         new += np.float32(k) * old
         new /= entries[:, None].astype("float32")
 

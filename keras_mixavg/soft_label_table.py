@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_mixavg import equations
 from keras_mixavg._keras import Trackable, sync_state
+from keras_mixavg.ridge import parts
 from keras_mixavg.saved_state import OLD_NAMES, SAVED, check_state, initial_state
 
 Tensor = Any
@@ -216,7 +217,8 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         """
         cross, gram = view_of(self.cross), view_of(self.gram)
         left_out = int(view_of(self.left_out))
-        if all(np.isfinite(row).all() for values in (cross, gram) for row in values):
+        sums = [np.sum(values, dtype="float64") for values in (cross, gram)]
+        if np.isfinite(sums).all():
             new_table = equations.updated_table(
                 view_of(self.table), cross, gram, prior_count
             )
@@ -234,14 +236,13 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
 
     def statistics(self) -> dict[str, float]:
         """Mean of the diagonal, and mean entropy of the rows in nats."""
+        from scipy.special import entr
+
         table = view_of(self.table)
-        entropy = 0.0
-        for row in table:
-            positive = row[row > 0].astype("float64")
-            entropy -= float(np.sum(positive * np.log(positive)))
+        entropy = sum(np.sum(entr(rows), dtype="float64") for rows in parts(table))
         return {
             "soft_label_confidence": float(np.mean(np.diag(table), dtype="float64")),
-            "soft_label_entropy": entropy / len(table),
+            "soft_label_entropy": float(entropy) / len(table),
         }
 
     # --- Read, saved and loaded ------------------------------------------------------
