@@ -18,13 +18,13 @@ ONCE := ablations benchmarks docs examples examples_scores examples_training fuz
 ON_OLDEST := callbacks contract datasets distribution keras_conventions losses saving
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
-# Several suites at once wait for all that is installed into .venv.
+# Suites at once wait for all that is installed into .venv. Lint and site need not.
 ENV := .venv/installed
 AT_ONCE = $(MAKE) --jobs=$(JOBS) $(SYNC) ENV=.venv/backends
-SUITES := lint test-once test-core test-jax test-torch
+SUITES := test-once test-core test-jax test-torch
 
-.PHONY: demo test test-all ci test-tensorflow $(SUITES) test-oldest fuzz figures site \
-	package
+.PHONY: demo test test-all ci lint site test-tensorflow $(SUITES) test-oldest fuzz \
+	figures package
 
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
@@ -32,10 +32,10 @@ demo: .venv/installed  ## train three ways on wrong labels, two minutes; see run
 test: lint test-tensorflow  ## lint, types and all tests, on TensorFlow
 
 test-all:  ## on every backend, oldest versions too
-	+$(AT_ONCE) test-oldest $(SUITES)
+	+$(AT_ONCE) test-oldest $(SUITES) lint
 
 ci:  ## every backend, package and site: what .ci/run does
-	+$(AT_ONCE) $(SUITES) package site
+	+$(AT_ONCE) $(SUITES) lint site package
 
 test-tensorflow: $(ENV)
 	$(BIN)/python -m pytest
@@ -56,7 +56,7 @@ test-oldest: .venv-oldest/installed  ## TensorFlow tests with the oldest version
 fuzz: .venv/installed  ## three fuzz tests, five minutes each; on any KERAS_BACKEND
 	FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/test_fuzz.py
 
-lint: $(ENV)
+lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 figures: .venv/installed  ## draw all pictures and write all tables from results anew
@@ -65,7 +65,7 @@ figures: .venv/installed  ## draw all pictures and write all tables from results
 	PYTHONPATH=. $(BIN)/python docs/_site/photographs.py
 	PYTHONPATH=. $(BIN)/python docs/_site/notebooks.py
 
-site: $(ENV)  ## build the documentation into site/; any warning is an error
+site: .venv/installed  ## build the documentation into site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: $(ENV)  ## build sdist and wheel into dist/, and try the wheel

@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from operator import itemgetter
 
 import record
 from two_models import (
@@ -202,7 +203,7 @@ def steps_table(rows):
                 row["steps_per_epoch"],
                 ratio(row["epochs"]),
             ]
-            for row in sorted(rows, key=lambda row: (row["classes"], row["backend"]))
+            for row in sorted(rows, key=itemgetter("classes", "network", "backend"))
         ],
     )
 
