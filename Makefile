@@ -11,11 +11,14 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What neither the backend nor a version changes runs once, in `make test`: these files,
-# and the tests that are marked so. What a version may change runs on the oldest too: what
-# reads a private name of Keras (see _keras.py) or of TensorFlow, or a file of Keras.
+# and the tests that are marked so. The others run on every backend in `make test-all`.
+# Those that a release of Keras or of a backend is likely to break run on JAX and torch in
+# `make ci` too, and on the oldest versions: they train, and read private names and files.
 ONCE := ablations benchmarks docs examples examples_scores examples_training fuzz \
 	image_folder plotting programs resumed_data tiny_imagenet xla
-ON_OLDEST := callbacks contract datasets distribution keras_conventions losses saving
+ANYWHERE := callbacks contract datasets distribution keras_conventions losses saving \
+	training
+FILES = $(ONCE:%=--ignore=tests/test_%.py)
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
 # Suites at once wait for all that is installed into .venv. Lint and site need not.
@@ -31,11 +34,11 @@ demo: .venv/installed  ## train three ways on wrong labels, two minutes; see run
 
 test: lint test-tensorflow  ## lint, types and all tests, on TensorFlow
 
-test-all:  ## on every backend, oldest versions too
+test-all:  ## all on every backend, and with the oldest versions
 	+$(AT_ONCE) test-oldest $(SUITES) lint
 
-ci:  ## every backend, package and site: what .ci/run does
-	+$(AT_ONCE) $(SUITES) lint site package
+ci:  ## all on TensorFlow, the essential on JAX and torch, package, site: see .ci/run
+	+$(AT_ONCE) FILES="$(ANYWHERE:%=tests/test_%.py)" $(SUITES) lint site package
 
 test-tensorflow: $(ENV)
 	$(BIN)/python -m pytest
@@ -47,11 +50,10 @@ test-core: $(ENV)  ## with test-once the same as test-tensorflow, in two process
 	$(BIN)/python -m pytest $(ONCE:%=--ignore=tests/test_%.py)
 
 test-jax test-torch: test-%: .venv/backends
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -m "not once and not one_backend" \
-		$(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -m "not once and not one_backend" $(FILES)
 
 test-oldest: .venv-oldest/installed  ## TensorFlow tests with the oldest versions admitted
-	.venv-oldest/bin/python -m pytest -m "not once" $(ON_OLDEST:%=tests/test_%.py)
+	.venv-oldest/bin/python -m pytest -m "not once" $(ANYWHERE:%=tests/test_%.py)
 
 fuzz: .venv/installed  ## three fuzz tests, five minutes each; on any KERAS_BACKEND
 	FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/test_fuzz.py

@@ -75,6 +75,7 @@ def train(folder, result, epochs, table_first, reached=lambda here: None):
     )
     loss = keras_mixavg.SoftLabelCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.01), loss)
+    model.optimizer.build(model.trainable_variables)  # TensorFlow traces once less
     callback = callbacks.GlobalSoftLabel(collect="all")
     backup = keras.callbacks.BackupAndRestore(
         folder / "backup", double_checkpoint=True, delete_checkpoint=False

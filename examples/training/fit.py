@@ -116,6 +116,7 @@ def compiled(model, loss, args, steps_per_epoch):
     )
     optimizer = keras.optimizers.SGD(schedule, args.momentum, nesterov=True)
     model.compile(optimizer, loss, metrics=[SoftLabelAccuracy()])
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces twice
     return model
 
 
