@@ -225,7 +225,7 @@ def batch_evidence(
         to the samples left out.
     """
     sums = ops.sum(labels, axis=-1) + ops.sum(probabilities, axis=-1) + sample_weight
-    usable = ops.isfinite(sums) & (sample_weight >= 0.0)  # each term, or no sum is
+    usable = ops.isfinite(sums) & (sample_weight >= 0.0)  # all, if a sum is
     largest = ops.max(labels, axis=-1)
     usable = usable & ((largest > 0.0) | (sample_weight == 0.0))
     counted = usable
