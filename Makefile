@@ -12,48 +12,48 @@ JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What neither the backend nor a version changes runs once, in `make test`: these files,
 # and the tests that are marked so. The others run on every backend in `make test-all`.
-# Those that a release of Keras or of a backend is likely to break run on JAX and torch in
-# `make ci` too, and on the oldest versions: they train, and read private names and files.
+# The core of them runs on JAX and torch in `make ci` too, and on the oldest versions: what
+# trains, or reads names and files of Keras that a release may change.
 ONCE := ablations benchmarks docs examples examples_scores examples_training fuzz \
 	image_folder plotting programs resumed_data tiny_imagenet xla
-ANYWHERE := callbacks contract datasets distribution keras_conventions losses saving \
-	training
-FILES = $(ONCE:%=--ignore=tests/test_%.py)
+CORE := callbacks contract datasets distribution keras_conventions losses saving training
+CORE_FILES := $(CORE:%=tests/test_%.py)
+ON_BACKENDS := $(ONCE:%=--ignore=tests/test_%.py)
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
 # Suites at once wait for all that is installed into .venv. Lint and site need not.
 ENV := .venv/installed
 AT_ONCE = $(MAKE) --jobs=$(JOBS) $(SYNC) ENV=.venv/backends
-SUITES := test-once test-core test-jax test-torch
+SUITES := test-others test-once test-core test-jax test-torch
 
-.PHONY: demo test test-all ci lint site test-tensorflow $(SUITES) test-oldest fuzz \
-	figures package
+.PHONY: demo test test-all ci lint site $(SUITES) test-oldest fuzz figures package
 
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
 
-test: lint test-tensorflow  ## lint, types and all tests, on TensorFlow
+test: lint test-core test-others test-once  ## lint, types and all tests, on TensorFlow
 
 test-all:  ## all on every backend, and with the oldest versions
 	+$(AT_ONCE) test-oldest $(SUITES) lint
 
-ci:  ## all on TensorFlow, the essential on JAX and torch, package, site: see .ci/run
-	+$(AT_ONCE) FILES="$(ANYWHERE:%=tests/test_%.py)" $(SUITES) lint site package
-
-test-tensorflow: $(ENV)
-	$(BIN)/python -m pytest
+ci:  ## all on TensorFlow, the core on JAX and torch, package, site: .ci/run
+	+$(AT_ONCE) ON_BACKENDS="$(CORE_FILES)" $(SUITES) lint site package
 
 test-once: $(ENV)
 	$(BIN)/python -m pytest $(ONCE:%=tests/test_%.py)
 
-test-core: $(ENV)  ## with test-once the same as test-tensorflow, in two processes
-	$(BIN)/python -m pytest $(ONCE:%=--ignore=tests/test_%.py)
+test-core: $(ENV)
+	$(BIN)/python -m pytest $(CORE_FILES)
+
+test-others: $(ENV)
+	$(BIN)/python -m pytest $(ONCE:%=--ignore=tests/test_%.py) \
+		$(CORE_FILES:%=--ignore=%)
 
 test-jax test-torch: test-%: .venv/backends
-	KERAS_BACKEND=$* $(BIN)/python -m pytest -m "not once and not one_backend" $(FILES)
+	KERAS_BACKEND=$* $(BIN)/python -m pytest -m "not once and not one_backend" $(ON_BACKENDS)
 
 test-oldest: .venv-oldest/installed  ## TensorFlow tests with the oldest versions admitted
-	.venv-oldest/bin/python -m pytest -m "not once" $(ANYWHERE:%=tests/test_%.py)
+	.venv-oldest/bin/python -m pytest -m "not once" $(CORE_FILES)
 
 fuzz: .venv/installed  ## three fuzz tests, five minutes each; on any KERAS_BACKEND
 	FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/test_fuzz.py
