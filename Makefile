@@ -12,8 +12,8 @@ JOBS ?= 2
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # What neither the backend nor a version changes runs once, in `make test`: these files,
 # and the tests that are marked so. The others run on every backend in `make test-all`.
-# The core of them runs on JAX and torch in `make ci` too, and on the oldest versions: what
-# trains, or reads names and files of Keras that a release may change.
+# A core of them runs on JAX and torch in `make ci` too, and with the oldest versions: what
+# is most likely to notice a change in Keras or in a backend.
 ONCE := ablations benchmarks docs examples examples_scores examples_training fuzz \
 	image_folder plotting programs resumed_data tiny_imagenet xla
 CORE := callbacks contract datasets distribution keras_conventions losses saving training
@@ -21,7 +21,7 @@ CORE_FILES := $(CORE:%=tests/test_%.py)
 ON_BACKENDS := $(ONCE:%=--ignore=tests/test_%.py)
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
-# Suites at once wait for all that is installed into .venv. Lint and site need not.
+# Suites that run at once wait until torch and JAX are installed too; lint and site do not.
 ENV := .venv/installed
 AT_ONCE = $(MAKE) --jobs=$(JOBS) $(SYNC) ENV=.venv/backends
 SUITES := test-others test-once test-core test-jax test-torch
