@@ -18,7 +18,8 @@ ONCE := ablations benchmarks docs examples examples_scores examples_training fuz
 	image_folder plotting programs resumed_data tiny_imagenet xla
 CORE := callbacks contract datasets distribution keras_conventions losses saving training
 CORE_FILES := $(CORE:%=tests/test_%.py)
-ON_BACKENDS := $(ONCE:%=--ignore=tests/test_%.py)
+NOT_ONCE := $(ONCE:%=--ignore=tests/test_%.py)
+ON_BACKENDS := $(NOT_ONCE)
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
 # Suites that run at once wait until torch and JAX are installed too; lint and site do not.
@@ -46,8 +47,7 @@ test-core: $(ENV)
 	$(BIN)/python -m pytest $(CORE_FILES)
 
 test-others: $(ENV)
-	$(BIN)/python -m pytest $(ONCE:%=--ignore=tests/test_%.py) \
-		$(CORE_FILES:%=--ignore=%)
+	$(BIN)/python -m pytest $(NOT_ONCE) $(CORE_FILES:%=--ignore=%)
 
 test-jax test-torch: test-%: .venv/backends
 	KERAS_BACKEND=$* $(BIN)/python -m pytest -m "not once and not one_backend" $(ON_BACKENDS)

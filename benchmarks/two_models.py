@@ -43,8 +43,8 @@ def make_data(features, classes, batch):
 
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, classes, (DRAWS, 2, batch))
-    labels = [keras.utils.to_categorical(pair, classes).mean(axis=0) for pair in pairs]
-    labels = [values.astype("float32") for values in labels]
+    one_hot = (keras.utils.to_categorical(pair, classes) for pair in pairs)
+    labels = [pair.mean(axis=0, dtype="float32") for pair in one_hot]
     return rng.normal(size=(batch, *features)).astype("float32"), labels
 
 
