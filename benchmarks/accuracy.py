@@ -3,6 +3,8 @@
 The runs are made by grid.py beside this file.
 """
 
+from collections import Counter
+
 import grid
 import matplotlib.pyplot as plt
 import numpy as np
@@ -78,15 +80,25 @@ def table(name):
     if read.get("anchors"):
         anchors = ", ".join(f"{k} {v}" for k, v in read["anchors"].items())
         text += f"\nPublished anchors, accuracy %: {anchors}.\n"
-    first = lines[0]
     command = f"python benchmarks/grid.py benchmarks/grids/{name}.toml --data-dir DIR"
-    text += record.made_with(
-        {**first, "command": command}, ["keras", first["backend"]], first["backend"]
-    )
-    text += f", {first['test_images']:,} test images.\n"
+    images = lines[0]["test_images"]
+    text += f"\n`{command}`, {made_on(lines)}, {images:,} test images.\n"
     for kind in read.get("plots", ["accuracy"]):
         text += f"\n![{read['title']}: {kind}](results/plots/{name}_{kind}.png)\n"
     return text
+
+
+def made_on(lines):
+    """Machine and versions of the runs, each once; with their number if they differ."""
+    found = Counter(
+        record.made_on(line, ["keras", line["backend"]], line["backend"])
+        for line in lines
+    )
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(
+        f"{count} run{'s' * (count > 1)} on {text}" for text, count in found.items()
+    )
 
 
 def setting_table(methods, baselines):

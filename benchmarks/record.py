@@ -137,6 +137,11 @@ def markdown(header, rows):
 
 def made_with(record, packages, *more):
     """The line below a table: command, machine, versions."""
+    return f"\n`{record['command']}`, {made_on(record, packages, *more)}"
+
+
+def made_on(record, packages, *more):
+    """Machine and versions."""
     found = [n for n in packages if n in record["versions"]]
     about = [f"{NAMES.get(n, n)} {record['versions'][n]}" for n in found]
     machine = record["machine"]
@@ -145,8 +150,7 @@ def made_with(record, packages, *more):
         devices = sorted(name for name in devices if "cpu" not in name.lower())
         cores = f"{machine['processor']}, {machine['cores']} cores"
         machine = ", ".join([*devices, cores])
-    line = ", ".join([f"`{record['command']}`", machine, *more, *about])
-    return f"\n{line}"
+    return ", ".join([machine, *more, *about])
 
 
 def save(figure, name):

@@ -114,7 +114,7 @@ def check_images(folders):
     if broken:
         listed = "\n    ".join(map(str, broken[:LISTED]))
         raise SystemExit(
-            f"{len(broken)} images cannot be read, the first of them\n    {listed}\n"
+            f"Images that cannot be read: {len(broken)}, the first\n    {listed}\n"
             "Repair or remove them and start again; nothing has been trained."
         )
     if others:

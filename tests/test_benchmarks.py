@@ -227,6 +227,19 @@ def test_a_table_has_the_means_and_the_differences_of_what_is_there():
     assert plain[9] == "-" and len(header) == 11
 
 
+def test_a_table_names_every_machine_and_how_many_runs_it_made():
+    def run(cores, *devices):
+        machine = {"processor": "x86_64", "cores": cores, "devices": devices}
+        return {"backend": "jax", "versions": {"jax": "0.1"}, "machine": machine}
+
+    gpu, cpu = run(16, "GPU 0"), run(2, "cpu 0")
+    assert accuracy.made_on([cpu, cpu]) == "x86_64, 2 cores, jax, JAX 0.1"
+    assert accuracy.made_on([gpu, cpu, gpu]) == (
+        "2 runs on GPU, x86_64, 16 cores, jax, JAX 0.1; "
+        "1 run on x86_64, 2 cores, jax, JAX 0.1"
+    )
+
+
 @pytest.mark.parametrize("kind", accuracy.PLOTS)
 def test_every_plot_shows_every_method_in_words(kind):
     figure = accuracy.PLOTS[kind]({"first": RUNS, "second": RUNS})

@@ -129,7 +129,7 @@ def damage(folder, kind):
     [
         (
             "unreadable",
-            r"1 images cannot be read(.|\n)*3\.png\n(.|\n)*nothing has been",
+            r"cannot be read: 1, (.|\n)*3\.png\n(.|\n)*nothing has been",
         ),
         ("empty", "without an image .*: nothing. Add images or remove"),
         ("one class", r"at least two classes. Found: \['green frog'\]"),
