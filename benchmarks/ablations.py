@@ -101,16 +101,8 @@ class WithinEpochs(GlobalSoftLabel):
 class Every13Steps(AveragedPairsWithTable):
     """mixavg, the table changed every 13 steps"""
 
-    steps = 13
-
     def callbacks(self):
-        return [WithinEpochs(self.steps, **self.settings, collect=self.args.collect)]
-
-
-class Every39Steps(Every13Steps):
-    """mixavg, the table changed every 39 steps"""
-
-    steps = 39
+        return [WithinEpochs(13, **self.settings, collect=self.args.collect)]
 
 
 # --- No table ------------------------------------------------------------------------
@@ -162,6 +154,5 @@ ABLATIONS = {
     "rows_by_division": RowsByDivision,
     "fixed_mass": FixedMass,
     "every_13_steps": Every13Steps,
-    "every_39_steps": Every39Steps,
     "moving_average_teacher": MovingAverageTeacher,
 }

@@ -1,5 +1,6 @@
 """What the training programs share: examples/training/, part by part."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -281,14 +282,16 @@ def multiply_adds(model):
     )
 
 
-def test_the_fast_network_has_its_size_at_three_widths():
+def test_the_fast_network_has_its_size_at_four_widths():
     model = networks.fast((32, 32, 3), 100)
     assert round(count(model) / 1e6, 2) == 1.19
     assert round(multiply_adds(model) / 1e6, 1) == 21.5
     assert model.output_shape == (None, 100)
-    sizes = [networks.NETWORKS[n]((32, 32, 3), 100) for n in ("fast_16", "fast_64")]
-    small, large = map(multiply_adds, sizes)
-    assert small < multiply_adds(model) / 3.8 and large > 3.8 * multiply_adds(model)
+    names = ("fast_8", "fast_16", "fast", "fast_64")
+    models = [networks.NETWORKS[name]((32, 32, 3), 100) for name in names]
+    assert [round(count(m) / 1e6, 2) for m in models] == [0.08, 0.30, 1.19, 4.70]
+    sizes = [multiply_adds(model) for model in models]
+    assert all(3.8 < large / small < 4 for small, large in itertools.pairwise(sizes))
 
 
 def test_the_decay_is_on_kernels_only():

@@ -56,6 +56,7 @@ NETWORKS = {
     "small": small,
     "tiny": tiny,
     "fast": fast,
+    "fast_8": functools.partial(fast, width=8),
     "fast_16": functools.partial(fast, width=16),
     "fast_64": functools.partial(fast, width=64),
 }
