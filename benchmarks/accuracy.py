@@ -4,6 +4,7 @@ The runs are made by grid.py beside this file.
 """
 
 from collections import Counter
+from textwrap import fill
 
 import grid
 import matplotlib.pyplot as plt
@@ -139,6 +140,7 @@ def times_plain(methods, runs):
 CLAIMED = {
     "memorise": "mixavg, .5 fading",
     "few_images": "mixavg, .5 fading",
+    "capacity": "mixavg, .5 fading",
     "underfits": "mixavg, .1",
 }
 CLAIMS = [  # of the whole method: score, baseline
@@ -151,11 +153,15 @@ CLAIMS = [  # of the whole method: score, baseline
 
 
 def claims():
-    """The differences that README.md speaks of, in each setting."""
-    rows = []
+    """The differences that README.md speaks of, in each setting; no run twice."""
+    rows, shown = [], set()
     for name, method in CLAIMED.items():
         for setting, methods in runs_of(name)[2].items():
             ours = methods[method]
+            keys = {grid.key(line["options"], line["seed"]) for line in ours.values()}
+            if keys <= shown:
+                continue
+            shown |= keys
             known = list(values(methods["erm"], "training").values())
             rows.append([setting, len(ours), f"{np.mean(known):.0f}"])
             rows[-1] += [
@@ -215,7 +221,7 @@ def draw_accuracy(found):
                 color = "C1" if "mixavg" in name else "C0"
                 ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
                 ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
-        ax.set(title=setting, xlabel=f"test {SCORES[score][0]}")
+        ax.set(title=fill(setting, 24), xlabel=f"test {SCORES[score][0]}")
         ax.set_yticks(range(len(names)), [in_words(name) for name in names])
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(alpha=0.3)
@@ -224,23 +230,29 @@ def draw_accuracy(found):
 
 def draw_regime(found):
     """What each method gains, against how much of its images plain training knows."""
-    figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    names = list(next(iter(found.values())))
+    figure, ax = plt.subplots(figsize=(8, 4.4), layout="constrained")
+    figure.suptitle("Is it for a network that memorises, or for one that underfits?")
+    known = {
+        setting: np.mean(list(values(methods["erm"], "training").values()))
+        for setting, methods in found.items()
+        if methods["erm"]
+    }
+    names = [name for name in next(iter(found.values())) if name != "erm"]
     for i, name in enumerate(names):
         points = []
-        for methods in found.values():
-            ours, plain = (values(methods[m], "accuracy") for m in (name, "erm"))
-            seeds = sorted(set(ours) & set(plain))
-            if name != "erm" and seeds:
-                known = np.mean(list(values(methods["erm"], "training").values()))
+        for setting, x in known.items():
+            ours, plain = (values(found[setting][m], "accuracy") for m in (name, "erm"))
+            if seeds := sorted(set(ours) & set(plain)):
                 mean, half = compare.interval([ours[s] - plain[s] for s in seeds])
-                points.append((known, mean, half if np.isfinite(half) else 0))
+                beside = 0.5 * (i - (len(names) - 1) / 2)  # the other methods
+                points.append((x + beside, mean, half if np.isfinite(half) else 0))
         if points:
             x, y, half = zip(*sorted(points), strict=True)
             ax.errorbar(x, y, half, **style(i, name), capsize=3, label=in_words(name))
     ax.axhline(0, color="k", lw=1)
+    last = [fill(setting.split(", ")[-1], 10) for setting in known]
+    ax.secondary_xaxis("top").set_xticks(list(known.values()), last, fontsize="small")
     ax.set(
-        title="Is it for a network that memorises, or for one that underfits?",
         xlabel="training accuracy of plain training, %",
         ylabel="test accuracy minus plain training's, points",
     )
