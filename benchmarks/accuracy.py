@@ -139,8 +139,8 @@ def times_plain(methods, runs):
 
 CLAIMED = {
     "memorise": "mixavg, .5 fading",
-    "few_images": "mixavg, .5 fading",
     "capacity": "mixavg, .5 fading",
+    "few_images": "mixavg, .5 fading",
     "underfits": "mixavg, .1",
 }
 CLAIMS = [  # of the whole method: score, baseline

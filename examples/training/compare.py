@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-MEMORISED = 0.95  # of the training images, from which plain training memorises
+MEMORISED = 0.9  # of the training images, from which plain training memorises
 
 
 def mean_and_spread(values, digits):
