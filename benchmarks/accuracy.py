@@ -251,7 +251,7 @@ def draw_regime(found):
             ax.errorbar(x, y, half, **style(i, name), capsize=3, label=in_words(name))
     ax.axhline(0, color="k", lw=1)
     last = [fill(setting.split(", ")[-1], 10) for setting in known]
-    ax.secondary_xaxis("top").set_xticks(list(known.values()), last, fontsize="small")
+    ax.secondary_xaxis("top").set_xticks(list(known.values()), last, fontsize="x-small")
     ax.set(
         xlabel="training accuracy of plain training, %",
         ylabel="test accuracy minus plain training's, points",
