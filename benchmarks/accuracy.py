@@ -59,6 +59,11 @@ def values(runs, score):
     return {seed: number for seed, number in found.items() if number is not None}
 
 
+def known(plain):
+    """How much of its own images plain training knows, in %: the mean of its runs."""
+    return np.mean(list(values(plain, "training").values()))
+
+
 def difference(runs, baseline, score):
     return compare.difference(
         values(runs, score), values(baseline, score), SCORES[score][2]
@@ -162,8 +167,7 @@ def claims():
             if keys <= shown:
                 continue
             shown |= keys
-            known = list(values(methods["erm"], "training").values())
-            rows.append([setting, len(ours), f"{np.mean(known):.0f}"])
+            rows.append([setting, len(ours), f"{known(methods['erm']):.0f}"])
             rows[-1] += [
                 difference(ours, methods[base], score) if base in methods else "-"
                 for score, base in CLAIMS
@@ -232,15 +236,15 @@ def draw_regime(found):
     """What each method gains, against how much of its images plain training knows."""
     figure, ax = plt.subplots(figsize=(8, 4.4), layout="constrained")
     figure.suptitle("Is it for a network that memorises, or for one that underfits?")
-    known = {
-        setting: np.mean(list(values(methods["erm"], "training").values()))
+    places = {
+        setting: known(methods["erm"])
         for setting, methods in found.items()
         if methods["erm"]
     }
     names = [name for name in next(iter(found.values())) if name != "erm"]
     for i, name in enumerate(names):
         points = []
-        for setting, x in known.items():
+        for setting, x in places.items():
             ours, plain = (values(found[setting][m], "accuracy") for m in (name, "erm"))
             if seeds := sorted(set(ours) & set(plain)):
                 mean, half = compare.interval([ours[s] - plain[s] for s in seeds])
@@ -250,8 +254,9 @@ def draw_regime(found):
             x, y, half = zip(*sorted(points), strict=True)
             ax.errorbar(x, y, half, **style(i, name), capsize=3, label=in_words(name))
     ax.axhline(0, color="k", lw=1)
-    last = [fill(setting.split(", ")[-1], 10) for setting in known]
-    ax.secondary_xaxis("top").set_xticks(list(known.values()), last, fontsize="x-small")
+    last = [fill(setting.split(", ")[-1], 10) for setting in places]
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(list(places.values()), last, fontsize="x-small")
     ax.set(
         xlabel="training accuracy of plain training, %",
         ylabel="test accuracy minus plain training's, points",
