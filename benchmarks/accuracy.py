@@ -81,14 +81,14 @@ def table(name):
     if not lines:
         return text
     for setting, methods in found.items():
-        if any(methods.values()):
-            text += f"\n*{setting}*\n\n" + setting_table(methods, read["baselines"])
+        if done := [line for runs in methods.values() for line in runs.values()]:
+            text += f"\n*{setting}; {done[0]['test_images']:,} test images*\n\n"
+            text += setting_table(methods, read["baselines"])
     if read.get("anchors"):
         anchors = ", ".join(f"{k} {v}" for k, v in read["anchors"].items())
         text += f"\nPublished anchors, accuracy %: {anchors}.\n"
     command = f"python benchmarks/grid.py benchmarks/grids/{name}.toml --data-dir DIR"
-    images = lines[0]["test_images"]
-    text += f"\n`{command}`, {made_on(lines)}, {images:,} test images.\n"
+    text += f"\n`{command}`, {made_on(lines)}.\n"
     for kind in read.get("plots", ["accuracy"]):
         text += f"\n![{read['title']}: {kind}](results/plots/{name}_{kind}.png)\n"
     return text

@@ -240,6 +240,12 @@ def test_a_table_names_every_machine_and_how_many_runs_it_made():
     )
 
 
+def test_a_table_says_of_each_setting_how_many_test_images_it_has():
+    text = accuracy.table("underfits")
+    assert "*CIFAR-10, 200 a class, 0.31 M parameters; 2,000 test images*" in text
+    assert "*CIFAR-100, 100 a class, 20 epochs; 10,000 test images*" in text
+
+
 @pytest.mark.parametrize("kind", accuracy.PLOTS)
 def test_every_plot_shows_every_method_in_words(kind):
     figure = accuracy.PLOTS[kind]({"first": RUNS, "second": RUNS})
