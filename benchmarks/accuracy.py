@@ -146,6 +146,7 @@ CLAIMED = {
     "memorise": "mixavg, .5 fading",
     "capacity": "mixavg, .5 fading",
     "few_images": "mixavg, .5 fading",
+    "data": "mixavg, .5 fading",
     "underfits": "mixavg, .1",
 }
 CLAIMS = [  # of the whole method: score, baseline
