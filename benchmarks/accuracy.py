@@ -76,13 +76,18 @@ def difference(runs, baseline, score):
 def table(name):
     """The text about a grid: a table for each setting, and how they were made."""
     read, total, found = runs_of(name)
-    lines = [r for s in found.values() for m in s.values() for r in m.values()]
+    done = {
+        setting: [line for runs in methods.values() for line in runs.values()]
+        for setting, methods in found.items()
+    }
+    lines = sum(done.values(), [])
     text = f"**{read['title']}.** {len(lines)} of {total} runs are done.\n"
     if not lines:
         return text
     for setting, methods in found.items():
-        if done := [line for runs in methods.values() for line in runs.values()]:
-            text += f"\n*{setting}; {done[0]['test_images']:,} test images*\n\n"
+        if done[setting]:
+            images = done[setting][0]["test_images"]
+            text += f"\n*{setting}; {images:,} test images*\n\n"
             text += setting_table(methods, read["baselines"])
     if read.get("anchors"):
         anchors = ", ".join(f"{k} {v}" for k, v in read["anchors"].items())
