@@ -9,7 +9,7 @@ import json
 import keras
 import numpy as np
 import tensorflow as tf
-from test_training import EAGERLY
+from small_models import EAGERLY
 
 import keras_mixavg
 from keras_mixavg.soft_label_table import SoftLabelTable

@@ -1,8 +1,5 @@
 """The ablations: each part that they change, against arithmetic."""
 
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ import tensorflow as tf
 for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import grid  # noqa: E402
 from ablations import ABLATIONS  # noqa: E402
 from training.batches import Epoch  # noqa: E402

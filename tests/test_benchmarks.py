@@ -16,7 +16,6 @@ GRIDS = sorted((ROOT / "benchmarks/grids").glob("*.toml"))
 for package in ("sklearn", "scipy", "matplotlib", "keras_cv", "tensorflow_datasets"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402
 import grid  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402

@@ -5,7 +5,6 @@ import importlib
 import json
 import pkgutil
 import re
-import sys
 from pathlib import Path
 
 import keras
@@ -19,7 +18,6 @@ for package in ("jupytext", "latex2mathml", "nbformat", "sklearn", "matplotlib")
     pytest.importorskip(package)
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs/_site"))
 import mathml  # noqa: E402
 import notebooks  # noqa: E402
 

@@ -15,7 +15,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-sys.path.insert(0, str(ROOT / "examples"))
 import quickstart  # noqa: E402
 
 

@@ -1,15 +1,11 @@
 """What the training programs say of a run: scores, comparisons and the record."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 for package in ("scipy", "matplotlib"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from scipy import stats  # noqa: E402
 from training import compare, record  # noqa: E402
 from training.scores import scores, temperature_scaled  # noqa: E402

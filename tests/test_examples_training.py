@@ -1,7 +1,6 @@
 """What the training programs share: examples/training/, part by part."""
 
 import itertools
-import sys
 from pathlib import Path
 
 import keras
@@ -15,7 +14,6 @@ ROOT = Path(__file__).parent.parent
 for package in ("sklearn", "scipy", "matplotlib", "keras_cv"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(ROOT / "examples"))
 import cifar  # noqa: E402
 from scipy import stats  # noqa: E402
 from training import data, fit, networks  # noqa: E402

@@ -25,8 +25,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_mix_avg import to_numpy
-from test_training import CLASSES, FEATURES, averaged_batches, dataset_of, linear_model
+from small_models import (
+    CLASSES,
+    FEATURES,
+    averaged_batches,
+    dataset_of,
+    linear_model,
+    to_numpy,
+)
 
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable

@@ -1,8 +1,6 @@
 """Does it help on my images? The program for a folder of them, on folders made here."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 for package in ("sklearn", "matplotlib", "keras_cv"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import image_folder  # noqa: E402
 from training import compare  # noqa: E402
 

@@ -7,19 +7,9 @@ import pytest
 import reference
 import tensorflow as tf
 from conftest import TOLERANCES
+from small_models import to_numpy
 
 from keras_mixavg import MixAvg
-
-
-def to_numpy(batch):
-    return keras.tree.map_structure(
-        lambda leaf: (
-            keras.ops.convert_to_numpy(leaf)
-            if keras.ops.is_tensor(leaf)
-            else np.asarray(leaf)
-        ),
-        batch,
-    )
 
 
 def drawn(layer, batch_size):

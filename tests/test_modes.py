@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from test_training import Tables, averaged_batches, dataset_of, linear_model
+from small_models import Tables, averaged_batches, dataset_of, linear_model
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import numpy_of

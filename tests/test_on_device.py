@@ -21,7 +21,6 @@ for package in ("sklearn", "scipy", "matplotlib"):
     pytest.importorskip(package)
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
 import cifar  # noqa: E402
 from training import networks, on_device  # noqa: E402
 from training.methods import METHODS  # noqa: E402

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from test_training import CLASSES, FEATURES, averaged_batches, dataset_of, linear_model
+from small_models import CLASSES, FEATURES, averaged_batches, dataset_of, linear_model
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
 

@@ -19,7 +19,6 @@ PICTURES = ["curves", "pairs", "reliability"]
 for package in ("sklearn", "matplotlib", "tensorflow_datasets", "keras_cv"):
     pytest.importorskip(package)
 
-sys.path.insert(0, str(EXAMPLES))
 import cifar  # noqa: E402
 import tiny_imagenet  # noqa: E402
 from small_data import write_cifar10  # noqa: E402

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from test_training import (
+from small_models import (
     CLASSES,
     EAGERLY,
     FEATURES,

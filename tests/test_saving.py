@@ -10,7 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from test_training import CLASSES, EAGERLY, FEATURES, averaged_batches, dataset_of
+from small_models import CLASSES, EAGERLY, FEATURES, averaged_batches, dataset_of
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 

@@ -14,7 +14,6 @@ SUBSET = ROOT.parent / "shared" / "data" / "tiny-imagenet-200-subset.zip"
 
 pytest.importorskip("tensorflow_datasets")
 
-sys.path.insert(0, str(EXAMPLES))
 from datasets.tiny_imagenet.dummy_data.make import make  # noqa: E402
 from datasets.tiny_imagenet.tiny_imagenet_dataset_builder import (  # noqa: E402
     Archive,

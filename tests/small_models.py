@@ -1,0 +1,79 @@
+"""The models and the data that tests share: small enough to train in milliseconds."""
+
+import keras
+import numpy as np
+import reference
+import tensorflow as tf
+
+FEATURES, CLASSES = 5, 4
+# For models of few steps, which cost less than to compile one.
+EAGERLY = keras.backend.backend() == "tensorflow"
+
+
+class Tables(keras.callbacks.Callback):
+    """What a GlobalSoftLabel before it shows at each epoch's end."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source = source
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(self.source.table)
+
+
+def linear_model(kernel, from_logits=True):
+    model = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(
+                CLASSES,
+                use_bias=False,
+                activation=None if from_logits else "softmax",
+            ),
+        ]
+    )
+    model.set_weights([np.array(kernel, "float32")])
+    return model
+
+
+def averaged_batches(rng, weighted=False, classes=range(CLASSES), sizes=(16, 16, 9)):
+    """Batches of averaged pairs and whole samples, and the weights of some."""
+    centres = 3 * np.random.default_rng(7).normal(size=(CLASSES, FEATURES))
+    batches = []
+    for size in sizes:
+        numbers = rng.choice(list(classes), size=size)
+        x = (centres[numbers] + rng.normal(size=(size, FEATURES))).astype("float32")
+        y = reference.one_hot(numbers, CLASSES)
+        partners = np.arange(size)
+        partners[: size // 2] = np.roll(partners[: size // 2], 1)
+        x = reference.averaged(x, partners).astype("float32")
+        y = reference.averaged(y, partners).astype("float32")
+        w = rng.uniform(0.1, 2, size=size).astype("float32") if weighted else None
+        batches.append((x, y, w))
+    return batches
+
+
+def dataset_of(batches):
+    """A dataset that yields just these batches, in this order."""
+    batches = [tuple(part for part in batch if part is not None) for batch in batches]
+    spec = tuple(tf.TensorSpec((None, *part.shape[1:])) for part in batches[0])
+    data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+    return data.apply(tf.data.experimental.assert_cardinality(len(batches)))
+
+
+def fit(model, batches, epochs, callbacks, **kwargs):
+    kwargs = {"verbose": 0, "shuffle": False, **kwargs}
+    dataset = dataset_of(batches)
+    return model.fit(dataset, epochs=epochs, callbacks=callbacks, **kwargs)
+
+
+def to_numpy(batch):
+    return keras.tree.map_structure(
+        lambda leaf: (
+            keras.ops.convert_to_numpy(leaf)
+            if keras.ops.is_tensor(leaf)
+            else np.asarray(leaf)
+        ),
+        batch,
+    )
