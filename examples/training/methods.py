@@ -218,3 +218,21 @@ METHODS = {
     "mixavg_local": AveragedPairs,
     "mixavg": AveragedPairsWithTable,
 }
+
+NAMES = {  # for people: in tables, pictures and texts
+    "erm": "plain training",
+    "label_smoothing": "label smoothing",
+    "mixup": "MixUp",
+    "cutmix": "CutMix",
+    "kcv_mixup": "KerasCV's MixUp",
+    "kcv_cutmix": "KerasCV's CutMix",
+    "regmixup": "RegMixup",
+    "ols": "Online Label Smoothing",
+    "mixavg_local": "averaged pairs",
+    "mixavg": "MixAvg with global soft labels",
+}
+
+
+def in_words(method):
+    """The name of a method for people; that of `--method` where there is no other."""
+    return NAMES.get(method, method.replace("_", " "))
