@@ -1,49 +1,85 @@
 """Settings and data that several test files share."""
 
 import gc
-import importlib
 import os
 import shutil
 import tempfile
 
+import pytest
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # its name, if pytest-xdist started it
+
+
+def usable_cores():
+    """The cores that this process may use: `taskset` leaves it fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # JAX
+if WORKER:  # workers share the cores, and so do the processes that a test starts
+    share = usable_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    for library in ("OMP", "OPENBLAS", "MKL", "TF_NUM_INTRAOP"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, share)))
 
-# JAX compiles each model of each test; many are the same, and none runs for long.
+# JAX compiles each model of each test; many are the same, and none runs for long. Its
+# files are not written at once, so no two workers may share a folder.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax")
+elif WORKER:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{WORKER}"
 
-import keras
-import numpy as np
-import pytest
-import tensorflow as tf
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
+def pytest_unconfigure():
+    if OWN_CACHE:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
-gc.freeze()  # what is imported stays: no collection need go through all of it
 
-TOLERANCES = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
-"""Relative error of one rounding or a few, per dtype."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """`-n auto`. Each worker takes two gigabytes of memory."""
+    return min(usable_cores(), 8)
+
+
+def pytest_configure(config):
+    """Load Keras, except in a process that only hands out tests to workers."""
+    if getattr(config.option, "numprocesses", None) and not WORKER:
+        return
+    import keras  # noqa: F401
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )
+    gc.freeze()  # what is imported stays: no collection need go through all of it
 
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import keras
+
     keras.utils.set_random_seed(0)
 
 
 @pytest.fixture
 def rng():
+    import numpy as np
+
     return np.random.default_rng(0)
 
 
 @pytest.fixture
 def eagerly():
     """TensorFlow without graphs: one costs more than the few steps of a test."""
+    import tensorflow as tf
+
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -52,28 +88,10 @@ def eagerly():
 @pytest.fixture
 def few_steps(eagerly):
     """Two epochs of three steps in each `fit`: whether code runs, not how well."""
+    import keras
+
     keras.config.set_max_epochs(2)
     keras.config.set_max_steps_per_epoch(3)
     yield
     keras.config.set_max_steps_per_epoch(None)
     keras.config.set_max_epochs(None)
-
-
-def pytest_unconfigure():
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """How much of the contract list ran, and on what."""
-    passed = sum(
-        report.when == "call" and "test_contract.py" in report.nodeid
-        for report in terminalreporter.stats.get("passed", [])
-    )
-    if not passed:
-        return
-    backend = keras.backend.backend()
-    version = importlib.import_module(backend).__version__
-    terminalreporter.write_line(
-        f"{passed} contract checks passed on {backend} {version}, keras "
-        f"{keras.__version__}"
-    )

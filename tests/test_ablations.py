@@ -14,7 +14,10 @@ from ablations import ABLATIONS  # noqa: E402
 from training.batches import Epoch  # noqa: E402
 
 # Of TFDS and protobuf.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 LABELS = np.array([[0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 1]], "float32")
 

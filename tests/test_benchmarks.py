@@ -26,7 +26,10 @@ import two_models  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
 # Of TFDS and protobuf.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 # --- Grids ---------------------------------------------------------------------------
 

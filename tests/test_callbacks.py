@@ -16,6 +16,8 @@ from small_models import (
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
 
+pytestmark = pytest.mark.core
+
 ONCE = pytest.mark.once  # of a case that differs from another in plain Python alone
 SECOND = ["a new callback", pytest.param("the same callback", marks=ONCE)]
 EXPECTED = {"prior_count": 1.0, "collect": "correct"}

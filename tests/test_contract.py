@@ -7,6 +7,8 @@ import pytest
 
 import keras_mixavg
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("component", contract.COMPONENTS)

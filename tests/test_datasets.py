@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_mixavg import MixAvg, datasets
 
 # Called on a dataset, the layer computes with TensorFlow whatever the backend.
-pytestmark = pytest.mark.one_backend
+pytestmark = [pytest.mark.core, pytest.mark.one_backend]
 SAMPLES = 50
 
 

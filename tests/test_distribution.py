@@ -16,6 +16,8 @@ import reference
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable
 
+pytestmark = pytest.mark.core
+
 BACKEND = keras.backend.backend()
 FEATURES, CLASSES, BATCH, EPOCHS = 5, 4, 16, 2
 SIZE = 2 * BATCH + 10  # the last batch is smaller, and splits into two halves

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 import mathml  # noqa: E402
 import notebooks  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 READMES = ["README.md", "keras_mixavg/README.md"]  # not pages of docs/
 # Of what a page may need and `make test` does not install.
 OPTIONAL = re.compile(r"^\s*(?:import|from) (torch|grain|keras_cv|jax)\b", re.MULTILINE)

@@ -17,6 +17,8 @@ pytest.importorskip("matplotlib")
 
 import quickstart  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 
 def run(*arguments, folder):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}

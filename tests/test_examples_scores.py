@@ -10,6 +10,8 @@ from scipy import stats  # noqa: E402
 from training import compare, record  # noqa: E402
 from training.scores import scores, temperature_scaled  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 
 def test_scores_of_a_known_case():
     # Two samples of confidence .8, one right; one of .6 that is right.

@@ -20,6 +20,8 @@ from training import data, fit, networks  # noqa: E402
 from training.batches import Epoch, crop_and_flip, training_batches  # noqa: E402
 from training.methods import METHODS  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 
 def arguments(*flags):
     return cifar.parse_arguments(["--smoke", "--out", "not/there", *flags])

@@ -37,6 +37,8 @@ from small_models import (
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable
 
+pytestmark = pytest.mark.once
+
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 2))
 BACKEND = keras.backend.backend()
 SETTINGS = settings(

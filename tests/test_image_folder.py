@@ -14,6 +14,7 @@ from training import compare  # noqa: E402
 
 # Of protobuf and TensorBoard; and that tf.data keeps its graphs.
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Even though"),
 ]

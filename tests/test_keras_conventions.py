@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from keras_mixavg import MixAvg
 
+pytestmark = pytest.mark.core
+
 X = np.arange(24, dtype="float32").reshape(6, 4)
 NUMBERS = np.array([0, 1, 2, 0, 1, 2])
 ONE_HOT = np.eye(3, dtype="float32")[NUMBERS]

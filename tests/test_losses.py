@@ -6,6 +6,8 @@ import reference
 from keras_mixavg import SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable, numpy_of
 
+pytestmark = pytest.mark.core
+
 
 def attached_table(table, weight, collect="all"):
     """A table with these values, enabled."""

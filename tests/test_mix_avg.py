@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
-from conftest import TOLERANCES
 from small_models import to_numpy
+from tolerances import TOLERANCES
 
 from keras_mixavg import MixAvg
 

@@ -9,6 +9,8 @@ pytest.importorskip("matplotlib")
 
 from keras_mixavg import plotting  # noqa: E402
 
+pytestmark = pytest.mark.once
+
 PARTNERS = [1, 0, 2]
 
 

@@ -24,7 +24,10 @@ import tiny_imagenet  # noqa: E402
 from small_data import write_cifar10  # noqa: E402
 
 # Of TFDS, protobuf and TensorBoard.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 def assert_complete(out, table):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+pytestmark = pytest.mark.once
+
 PAGE = Path(__file__).parent.parent / "docs/seeds.md"
 EPOCHS = 4
 

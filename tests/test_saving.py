@@ -14,6 +14,8 @@ from small_models import CLASSES, EAGERLY, FEATURES, averaged_batches, dataset_o
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 
+pytestmark = pytest.mark.core
+
 
 def new_model(classes=CLASSES, loss=None):
     keras.utils.set_random_seed(1)

@@ -21,7 +21,10 @@ from datasets.tiny_imagenet.tiny_imagenet_dataset_builder import (  # noqa: E402
 )
 
 # Of TFDS and protobuf.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 def test_the_tfds_conventions_are_kept():

@@ -18,6 +18,8 @@ from small_models import (
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import numpy_of
 
+pytestmark = pytest.mark.core
+
 CASES = {
     "as it is": {},
     "from probabilities": {"from_logits": False},

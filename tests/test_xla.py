@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from keras_mixavg import MixAvg, xla
 
+pytestmark = pytest.mark.once
+
 DTYPES = ["uint8", "int32", "float16", "bfloat16", "float32", "float64"]
 
 
