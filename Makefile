@@ -14,7 +14,7 @@ OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's
 
 .NOTPARALLEL:  # each target uses all cores
 .PHONY: demo test test-all ci lint site test-jax test-torch core-jax core-torch \
-	test-oldest fuzz figures package
+	test-processors test-oldest fuzz figures package
 
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
@@ -22,7 +22,8 @@ demo: .venv/installed  ## train three ways on wrong labels, two minutes; see run
 test: lint  ## lint, types and all tests, on TensorFlow
 	$(BIN)/python $(PYTEST)
 
-test-all: .venv/backends test test-jax test-torch test-oldest  ## and other backends
+# `make test` on every backend and as other processors, and with the oldest versions.
+test-all: .venv/backends test test-jax test-torch test-processors test-oldest
 
 ci: .venv/backends test core-jax core-torch site package  ## .ci/run
 
@@ -31,6 +32,9 @@ test-jax test-torch: test-%: .venv/backends  ## all that a backend may change
 
 core-jax core-torch: core-%: .venv/backends  ## the core of these
 	KERAS_BACKEND=$* $(BIN)/python $(PYTEST) -m "core and not once and not one_backend"
+
+test-processors: .venv/backends  ## as processors with fewer instructions or cores
+	$(BIN)/python tests/processors.py
 
 test-oldest: .venv-oldest/installed  ## the core, with the oldest versions admitted
 	.venv-oldest/bin/python $(PYTEST) -m "core and not once"

@@ -163,7 +163,7 @@ def fading(epoch: int, epochs: int, fade_out: float) -> float:
 def crossentropy(goals: Tensor, predictions: Tensor, from_logits: bool) -> Tensor:
     """Equation (6): `-sum(goals * log(probabilities))` over the last axis.
 
-    Keras' own, so that it equals `keras.losses.CategoricalCrossentropy` to the bit.
+    Keras' own function, that of `keras.losses.CategoricalCrossentropy`.
 
     Args:
         goals: t, `(..., num_classes)`.

@@ -1,9 +1,15 @@
 """The models and the data that tests share: small enough to train in milliseconds."""
 
+import functools
+
 import keras
 import numpy as np
 import reference
 import tensorflow as tf
+
+from keras_mixavg import SoftLabelCrossentropy
+from keras_mixavg.saved_state import initial_state
+from keras_mixavg.soft_label_table import numpy_of
 
 FEATURES, CLASSES = 5, 4
 # For models of few steps, which cost less than to compile one.
@@ -34,6 +40,28 @@ def linear_model(kernel, from_logits=True):
         ]
     )
     model.set_weights([np.array(kernel, "float32")])
+    return model
+
+
+@functools.cache
+def _compiled_once():
+    """A linear model that trains with the table, and what its optimizer starts from."""
+    model = linear_model(np.zeros((FEATURES, CLASSES)))
+    model.compile(keras.optimizers.SGD(0.1), SoftLabelCrossentropy(from_logits=True))
+    model.optimizer.build(model.trainable_variables)
+    return model, [numpy_of(variable) for variable in model.optimizer.variables]
+
+
+def fresh(kernel):
+    """A compiled linear model as if it were new. It is the same in each test, since a
+    new one costs ten times what the few steps of a test do; so use it where it need
+    not be new, and no step fails."""
+    model, start = _compiled_once()
+    model.loss.table.state()  # on JAX, what the last steps left behind comes first
+    model.set_weights([kernel])
+    for variable, value in zip(model.optimizer.variables, start, strict=True):
+        variable.assign(value)
+    model.loss.table.load_own_variables({**initial_state(CLASSES), "epoch": 0})
     return model
 
 

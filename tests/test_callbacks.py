@@ -7,14 +7,16 @@ import pytest
 import reference
 from small_models import (
     CLASSES,
-    EAGERLY,
     FEATURES,
     averaged_batches,
     fit,
+    fresh,
     linear_model,
 )
+from tolerances import assert_close, close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
+from keras_mixavg.soft_label_table import numpy_of
 
 pytestmark = pytest.mark.core
 
@@ -47,13 +49,13 @@ def assert_plain(model, batches):
     plain = keras.losses.CategoricalCrossentropy(from_logits=True)
     predictions = model.predict(x, verbose=0)
     expected = float(plain(y, predictions))
-    assert float(model.loss(y, predictions)) == pytest.approx(expected, rel=1e-6)
+    assert float(model.loss(y, predictions)) == close(expected)
     model.reset_metrics()  # the running mean of the loss
-    assert float(model.test_on_batch(x, y)) == pytest.approx(expected, rel=1e-6)
-    assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, rel=1e-6)
+    assert float(model.test_on_batch(x, y)) == close(expected)
+    assert model.evaluate(x, y, verbose=0) == close(expected)
     model.reset_metrics()
     table = model.loss.table.state()
-    assert float(model.train_on_batch(x, y)) == pytest.approx(expected, rel=1e-6)
+    assert float(model.train_on_batch(x, y)) == close(expected)
     for name, value in model.loss.table.state().items():
         np.testing.assert_array_equal(value, table[name])
 
@@ -85,14 +87,13 @@ class Raise(keras.callbacks.Callback):
 def test_after_an_exception_evaluation_and_the_next_fit_are_plain(
     batches, kernel, hook, error
 ):
-    eagerly = EAGERLY and hook.startswith("on_epoch")
-    model = compiled_model(kernel, run_eagerly=eagerly)
+    model = compiled_model(kernel)
     callbacks = [GlobalSoftLabel(), Raise(hook, error)]
     with pytest.raises(error):
         fit(model, batches, 3, callbacks, validation_data=batches[0][:2])
     x, y, _ = batches[0]
     plain = keras.losses.CategoricalCrossentropy(from_logits=True)
-    expected = pytest.approx(float(plain(y, model.predict_on_batch(x))), rel=1e-6)
+    expected = close(float(plain(y, model.predict_on_batch(x))))
     assert model.evaluate(x, y, verbose=0) == expected
     model.reset_metrics()
     assert float(model.test_on_batch(x, y)) == expected
@@ -100,7 +101,7 @@ def test_after_an_exception_evaluation_and_the_next_fit_are_plain(
     follows = reference.Training(model.get_weights()[0], 0.1, global_weight=0.0)
     follows.epoch(batches)
     fit(model, batches, 1, [])
-    np.testing.assert_allclose(model.get_weights()[0], follows.kernel, atol=1e-5)
+    assert_close(model.get_weights()[0], follows.kernel, trained=True)
     for name, value in model.loss.table.state().items():
         np.testing.assert_array_equal(value, table[name])
     assert_plain(model, batches)
@@ -149,19 +150,19 @@ class StopAfter(keras.callbacks.Callback):
 
 
 def test_stop_training_ends_the_epoch_with_the_evidence_so_far(batches, kernel):
-    model = compiled_model(kernel, run_eagerly=EAGERLY)
+    model = fresh(kernel)
     callback = GlobalSoftLabel()
     fit(model, batches, 3, [callback, StopAfter(1)])
     expected = reference.Training(kernel, 0.1, **EXPECTED)
     expected.epoch(batches[:2])
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
     assert_plain(model, batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
 
 
 @pytest.mark.parametrize("second", SECOND)
 def test_a_second_fit_goes_on_from_the_table(batches, kernel, second):
-    model = compiled_model(kernel, run_eagerly=EAGERLY)
+    model = fresh(kernel)
     callback = GlobalSoftLabel()
     fit(model, batches, 2, [callback])
     if second == "a new callback":
@@ -170,7 +171,7 @@ def test_a_second_fit_goes_on_from_the_table(batches, kernel, second):
     expected = reference.Training(kernel, 0.1, **EXPECTED)
     for _ in range(3):
         expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
 
 
 def test_a_new_loss_starts_anew_and_the_same_one_goes_on(batches, kernel):
@@ -187,11 +188,11 @@ def test_a_new_loss_starts_anew_and_the_same_one_goes_on(batches, kernel):
             fit(model, batches, 1, [callback])
         tables.append(callback.table)
         assert sum("soft_label" in metric.name for metric in model.metrics) == 1
-    np.testing.assert_array_equal(tables[0], tables[1])
+    assert_close(tables[0], tables[1], trained=True)
     expected = reference.Training(kernel, 0.0, prior_count=5.0)
     for _ in range(2):
         expected.epoch(batches)
-    np.testing.assert_allclose(tables[2], expected.table, atol=1e-6)
+    assert_close(tables[2], expected.table, trained=True)
 
 
 def test_a_loss_that_has_trained_another_model_is_refused(batches, kernel):
@@ -218,8 +219,8 @@ def test_a_fit_after_a_crash_goes_on_with_table_and_evidence(batches, kernel, se
     expected.step(*batches[0])
     expected.step(*batches[1])
     expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(callback.table, expected.table, trained=True)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
 
 
 def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
@@ -234,16 +235,16 @@ def test_fits_with_and_without_the_callback_may_alternate(batches, kernel):
         expected.epoch(batches)
         if not use:
             expected.table = table
-        np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+        assert_close(model.get_weights()[0], expected.kernel, trained=True)
         if use:
-            np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+            assert_close(callback.table, expected.table, trained=True)
 
 
 @pytest.mark.parametrize("passed", [False, True])
 def test_evaluate_inside_an_epoch_leaks_nothing_and_training_goes_on(
     batches, kernel, passed
 ):
-    model = compiled_model(kernel)
+    model = fresh(kernel)
     x, y, _ = batches[2]
     values = []
 
@@ -262,10 +263,10 @@ def test_evaluate_inside_an_epoch_leaks_nothing_and_training_goes_on(
     expected = reference.Training(kernel, 0.1, **EXPECTED)
     for _ in range(2):
         expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(callback.table, expected.table, trained=True)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
     assert len(values) == 2 * 2 * len(batches)
-    np.testing.assert_allclose(*np.transpose(values), rtol=1e-5)
+    assert_close(*np.transpose(values), trained=True)
 
 
 @pytest.mark.once
@@ -282,7 +283,7 @@ def test_evaluate_after_the_last_step_of_an_epoch_does_no_harm(batches, kernel):
     expected = reference.Training(kernel, **EXPECTED)
     for _ in range(2):
         expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
 
 
 def test_global_weight_follows_the_epoch(batches, kernel):
@@ -298,14 +299,14 @@ def test_global_weight_follows_the_epoch(batches, kernel):
     for weight in weights[1:]:
         expected.global_weight = weight
         expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
 
 
 @pytest.mark.once
 def test_a_bad_weight_ends_training_in_its_epoch_and_leaves_nothing(batches, kernel):
     model = linear_model(kernel)
     loss = SoftLabelCrossentropy(global_weight=lambda epoch: epoch, from_logits=True)
-    model.compile("sgd", loss, run_eagerly=EAGERLY)
+    model.compile("sgd", loss)
     with pytest.raises(ValueError, match=r"`global_weight\(2\)` must be a float in"):
         fit(model, batches, 3, [GlobalSoftLabel()])
     fit(model, batches, 1, [])
@@ -315,7 +316,7 @@ def test_a_bad_weight_ends_training_in_its_epoch_and_leaves_nothing(batches, ker
 @pytest.mark.once
 @pytest.mark.parametrize("metric", ["accuracy", "categorical_accuracy"])
 def test_plain_accuracy_on_pairs_is_noticed_once(batches, kernel, metric):
-    options = {"metrics": [metric], "run_eagerly": EAGERLY}
+    options = {"metrics": [metric]}
     model = compiled_model(kernel, **options)
     with pytest.warns(UserWarning, match="SoftLabelAccuracy") as seen:
         fit(model, batches, 2, [GlobalSoftLabel()])
@@ -336,19 +337,19 @@ def test_class_numbers_train_and_evaluate_as_one_hot_labels_do(rng, kernel, colu
     results = []
     for y in (given, one_hot):
         metrics = [SoftLabelAccuracy()]
-        model = compiled_model(kernel, metrics=metrics, run_eagerly=EAGERLY and column)
+        model = compiled_model(kernel, metrics=metrics)
         callback = GlobalSoftLabel()
         data = {"epochs": 2, "batch_size": 4, "shuffle": False, "verbose": 0}
         model.fit(x, y, validation_data=(x, given), callbacks=[callback], **data)
         values = [model.evaluate(x, labels, verbose=0) for labels in (given, one_hot)]
-        np.testing.assert_allclose(*values, rtol=1e-6)
+        assert_close(*values)
         results.append((callback.table, *model.get_weights(), np.array(values[0])))
     for one, other in zip(*results, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+        assert_close(one, other)
 
 
 def test_class_numbers_that_do_not_exist_are_left_out_and_counted(rng, kernel):
-    model = compiled_model(kernel, run_eagerly=EAGERLY)
+    model = fresh(kernel)
     x = rng.normal(size=(12, FEATURES)).astype("float32")
     numbers = np.arange(12) % CLASSES + 1  # from 1 on, by mistake
     with pytest.warns(UserWarning, match="^3 samples were left out.*from 0 on"):
@@ -363,14 +364,14 @@ class Weights(keras.callbacks.Callback):
         self.seen = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.seen.append(float(self.model.loss.table._weight))
+        self.seen.append(float(numpy_of(self.model.loss.table.weight)))
 
 
 @pytest.mark.parametrize(
     "fade_out", [None, *(pytest.param(f, marks=ONCE) for f in (0.0, 0.5, 1.0))]
 )
 def test_the_weight_fades_out_over_the_last_epochs(batches, kernel, fade_out):
-    model = compiled_model(kernel, run_eagerly=EAGERLY)
+    model = fresh(kernel)
     arguments = {} if fade_out is None else {"fade_out": fade_out}
     weights = Weights()
     fit(model, batches, 10, [GlobalSoftLabel(**arguments), weights])
@@ -380,25 +381,25 @@ def test_the_weight_fades_out_over_the_last_epochs(batches, kernel, fade_out):
         0.5: [1] * 6 + [4 / 5, 3 / 5, 2 / 5, 1 / 5],
         1.0: [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
     }[fade_out]
-    np.testing.assert_allclose(weights.seen, 0.5 * np.array(share), rtol=1e-12)
+    assert_close(weights.seen, 0.5 * np.array(share))
     expected = reference.Training(kernel, 0.1, epochs=10)
     expected.fade_out = 0.3 if fade_out is None else fade_out or 1e-9
     for _ in range(10):
         expected.epoch(batches)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
 
 
 @pytest.mark.once
 def test_a_resumed_run_fades_as_if_never_interrupted(batches, kernel):
     kernels = []
     for parts in ([(0, 6)], [(0, 5), (5, 6)]):
-        model = compiled_model(kernel, run_eagerly=EAGERLY)
+        model = fresh(kernel)
         for start, stop in parts:
             callback = GlobalSoftLabel(fade_out=0.5)
             others = [StopAfterEpoch(stop - 1)]
             fit(model, batches, 6, [callback, *others], initial_epoch=start)
         kernels.append(model.get_weights()[0])
-    np.testing.assert_array_equal(*kernels)
+    assert_close(*kernels, trained=True)
 
 
 class StopAfterEpoch(keras.callbacks.Callback):
@@ -415,7 +416,7 @@ def test_a_callable_weight_does_not_fade_and_refuses_a_fade_out(batches, kernel)
     def compiled():
         model = linear_model(kernel)
         loss = SoftLabelCrossentropy(global_weight=lambda _: 0.5, from_logits=True)
-        model.compile("sgd", loss, run_eagerly=EAGERLY)
+        model.compile("sgd", loss)
         return model
 
     for arguments in ({}, {"fade_out": 0.0}):
@@ -428,7 +429,7 @@ def test_a_callable_weight_does_not_fade_and_refuses_a_fade_out(batches, kernel)
 
 @pytest.mark.once
 def test_a_loop_that_does_not_say_its_epochs_fades_nothing(batches, kernel):
-    model = compiled_model(kernel, run_eagerly=EAGERLY)
+    model = fresh(kernel)
     callback, weights = GlobalSoftLabel(), Weights()
     fit(model, batches, 10, [callback])  # whose `epochs` are not the loop's
     loop = keras.callbacks.CallbackList([callback, weights], model=model)
@@ -443,14 +444,14 @@ def test_a_loop_that_does_not_say_its_epochs_fades_nothing(batches, kernel):
 
 @pytest.mark.once
 def test_history_and_csv_show_the_statistics(batches, kernel, tmp_path):
-    model = compiled_model(kernel, run_eagerly=EAGERLY)
+    model = fresh(kernel)
     log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
     history = fit(model, batches, 2, [GlobalSoftLabel(), log]).history
     with open(tmp_path / "log.csv") as file:
         rows = list(csv.DictReader(file))
     for name in ("soft_label_confidence", "soft_label_entropy"):
         logged = [float(row[name]) for row in rows]
-        np.testing.assert_allclose(logged, history[name], rtol=1e-6)
+        assert_close(logged, history[name])
 
 
 # --- Models --------------------------------------------------------------------------
@@ -483,7 +484,7 @@ def test_models_of_every_kind_can_be_trained(batches, kernel, make, built):
     expected = reference.Training(kernel, 0.1, **EXPECTED)
     for _ in range(2):
         expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
     assert_plain(model, batches)
     if make is Subclassed:  # built, it is as closed to new state as before
         with pytest.raises(ValueError, match="cannot add new elements of state"):
@@ -511,7 +512,7 @@ def test_validation_leaks_nothing_where_a_model_resets_its_own_metrics(batches, 
             return
         fit(model, batches, 3, [callback], validation_data=batches[2][:2])
         tables.append(callback.table)
-    np.testing.assert_array_equal(*tables)
+    assert_close(*tables, trained=True)
 
 
 @pytest.mark.once
@@ -533,7 +534,7 @@ def test_outputs_of_several_widths_have_tables_of_their_own(rng):
         "size": np.zeros((12, 1)),
         "colour": rng.dirichlet(np.ones(3), size=12).astype("float32"),
     }
-    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=EAGERLY)
+    model.compile(keras.optimizers.SGD(0.0), loss)
     callback = GlobalSoftLabel(collect="all")
     history = model.fit(
         x, y, batch_size=4, epochs=2, verbose=0, callbacks=[callback], shuffle=False
@@ -544,9 +545,9 @@ def test_outputs_of_several_widths_have_tables_of_their_own(rng):
         expected = reference.Training(kernel, collect="all")
         for _ in range(2):
             expected.epoch([(x, y[name], None)])
-        np.testing.assert_allclose(callback.table[name], expected.table, atol=1e-6)
+        assert_close(callback.table[name], expected.table, trained=True)
         confidence = history.history[f"{name}_soft_label_confidence"][-1]
-        assert confidence == pytest.approx(np.trace(expected.table) / units, abs=1e-6)
+        assert confidence == close(np.trace(expected.table) / units)
     assert len(model.evaluate(x, y, verbose=0)) == len(
         [name for name in history.history if "soft_label" not in name]
     )
@@ -554,9 +555,9 @@ def test_outputs_of_several_widths_have_tables_of_their_own(rng):
 
 def test_the_table_is_a_copy(batches, kernel):
     callback = GlobalSoftLabel()
-    fit(compiled_model(kernel), batches, 1, [callback])
+    fit(fresh(kernel), batches, 1, [callback])
     callback.table[:] = 0
-    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
+    assert_close(callback.table.sum(axis=1), 1)
 
 
 # --- Bad use -------------------------------------------------------------------------
@@ -612,18 +613,9 @@ def test_two_of_these_callbacks_in_one_fit_are_refused(batches, kernel):
     callback = GlobalSoftLabel()
     for callbacks in ([callback, callback], [callback, GlobalSoftLabel()]):
         with pytest.raises(ValueError, match="must train with one GlobalSoftLabel"):
-            fit(compiled_model(kernel), batches, 1, callbacks)
+            fit(fresh(kernel), batches, 1, callbacks)
 
 
 def test_there_is_no_table_before_training():
     with pytest.raises(RuntimeError, match="no table before the first batch"):
         _ = GlobalSoftLabel().table
-
-
-def test_the_config_round_trips():
-    callback = GlobalSoftLabel(prior_count=3, collect="all", fade_out=0.5)
-    restored = keras.saving.deserialize_keras_object(
-        keras.saving.serialize_keras_object(callback)
-    )
-    expected = {"prior_count": 3.0, "collect": "all", "fade_out": 0.5}
-    assert restored.get_config() == expected

@@ -7,7 +7,7 @@ import pytest
 
 import keras_mixavg
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.numerical]
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)

@@ -1,11 +1,8 @@
 """MixAvg called on a `tf.data.Dataset`. Every sample's label tells who it is."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
+import processes
 import pytest
 import reference
 import tensorflow as tf
@@ -298,33 +295,28 @@ def test_the_whole_dataset_can_be_serialized():
         assert len(graph.numpy()) > 1000
 
 
-NEW_PROCESS = """
-import sys
-import numpy as np, tensorflow as tf
-sys.path.insert(0, sys.argv[1])
-from test_datasets import batches, make, pairs
-dataset = make()(batches(), epoch=2)
-np.save(sys.argv[2], [pairs(dataset) for _ in range(2)])
+def go_on_in_a_new_process():
+    dataset = make()(batches(), epoch=2)
+    np.save("resumed.npy", [pairs(dataset) for _ in range(2)])
 
-tf.config.experimental.enable_op_determinism()
-def two_epochs(calls):
-    mapped = batches(2).map(make(), num_parallel_calls=calls)
-    return [pairs(mapped) for _ in range(2)]
-first, second = two_epochs(tf.data.AUTOTUNE), two_epochs(None)
-np.testing.assert_array_equal(first, second)
-assert np.any(first[0] != first[1])
-"""
+    tf.config.experimental.enable_op_determinism()
+
+    def two_epochs(calls):
+        mapped = batches(2).map(make(), num_parallel_calls=calls)
+        return [pairs(mapped) for _ in range(2)]
+
+    first, second = two_epochs(tf.data.AUTOTUNE), two_epochs(None)
+    np.testing.assert_array_equal(first, second)
+    assert np.any(first[0] != first[1])
 
 
 @pytest.mark.once
 def test_a_new_process_goes_on_pair_for_pair(tmp_path):
     """And op determinism, which is of a whole process, fixes a parallel map's pairs."""
-    path = str(tmp_path / "resumed.npy")
-    tests = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", NEW_PROCESS, tests, path], check=True)
+    processes.run(go_on_in_a_new_process, folder=tmp_path)
     dataset = batches().apply(make())
     run = [pairs(dataset) for _ in range(4)]
-    assert_epochs_equal(list(np.load(path)), run[2:])
+    assert_epochs_equal(list(np.load(tmp_path / "resumed.npy")), run[2:])
 
 
 # --- A rate that changes --------------------------------------------------------------

@@ -5,7 +5,6 @@ import json
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_mixavg import MixAvg
 
@@ -65,23 +64,6 @@ def test_a_functional_model_on_a_pair_is_built_and_called():
     assert_averaged(*model((X, ONE_HOT), training=True))
     same, _ = model.predict((X, ONE_HOT), verbose=0)  # no training
     np.testing.assert_array_equal(same, X)
-
-
-def test_inference_changes_nothing():
-    x, y = MixAvg(1.0)((X, ONE_HOT), training=False)
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(x), X)
-    np.testing.assert_array_equal(keras.ops.convert_to_numpy(y), ONE_HOT)
-
-
-@pytest.mark.parametrize("as_dict", [False, True], ids=["tuple", "dict"])
-def test_a_dataset_may_be_mapped_batch_by_batch(as_dict):
-    batch = {"images": X, "labels": NUMBERS} if as_dict else (X, NUMBERS)
-    data = tf.data.Dataset.from_tensor_slices(batch).batch(6)
-    layer = MixAvg(1.0, num_classes=3)
-    mixed = next(iter(data.map(layer if as_dict else lambda x, y: layer((x, y)))))
-    x, y = mixed.values() if as_dict else mixed
-    assert isinstance(x, tf.Tensor)
-    assert_averaged(x.numpy(), y.numpy())
 
 
 @pytest.mark.parametrize(

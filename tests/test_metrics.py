@@ -5,6 +5,8 @@ import reference
 
 from keras_mixavg import SoftLabelAccuracy
 
+pytestmark = pytest.mark.numerical
+
 PREDICTIONS = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.7, 0.1]], "float32")
 
 

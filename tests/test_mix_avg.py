@@ -7,7 +7,7 @@ import pytest
 import reference
 import tensorflow as tf
 from small_models import to_numpy
-from tolerances import TOLERANCES
+from tolerances import assert_close
 
 from keras_mixavg import MixAvg
 
@@ -82,14 +82,6 @@ def test_images_labels_and_weights_share_one_pairing():
     assert {1, 2} == set(sizes)
 
 
-def test_the_same_seed_gives_the_same_pairs_and_every_call_new_ones():
-    one, other, third = MixAvg(seed=3), MixAvg(seed=3), MixAvg(seed=4)
-    draws = [[drawn(layer, 64) for _ in range(3)] for layer in (one, other, third)]
-    np.testing.assert_array_equal(draws[0], draws[1])
-    assert np.any(draws[0][0] != draws[0][1])
-    assert np.any(draws[0][0] != draws[2][0])
-
-
 # --- Application: equations (2) and (3), for a pairing passed in ---------------------
 
 PARTNERS = np.array([2, 0, 1, 3, 5, 4])  # a circle of three, one alone, a pair
@@ -108,7 +100,7 @@ def test_float_inputs_keep_their_dtype_and_are_averaged_exactly(rng, dtype, shap
     assert keras.backend.standardize_dtype(mixed.dtype) == dtype
     mixed = keras.ops.convert_to_numpy(keras.ops.cast(mixed, "float32"))
     expected = reference.averaged(x, PARTNERS)
-    np.testing.assert_allclose(mixed, expected, rtol=TOLERANCES[dtype], atol=1e-6)
+    assert_close(mixed, expected, dtype)
     np.testing.assert_array_equal(mixed[3], x[3].astype("float32"))
 
 
@@ -169,7 +161,7 @@ def test_encoded_labels_are_averaged_and_never_below_float32(
     layer = MixAvg(num_classes=4 if num_classes else None)
     _, mixed = to_numpy(layer.apply((LABELS, y), PARTNERS))
     assert mixed.dtype == ("float64" if dtype == "float64" else "float32")
-    np.testing.assert_allclose(mixed, reference.averaged(y, PARTNERS), rtol=1e-6)
+    assert_close(mixed, reference.averaged(y, PARTNERS))
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 3)])
@@ -317,17 +309,6 @@ def test_a_mapped_dict_keeps_strings_and_integers(rng):
     assert result["name"].tolist() == [f"sample {i}".encode() for i in ids]
 
 
-def test_every_epoch_of_a_dataset_has_new_pairs_and_every_run_the_same():
-    images, labels, _ = unique_batch(32)
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
-    runs = []
-    for _ in range(2):
-        mapped = dataset.map(MixAvg(rate=1.0, seed=5))
-        runs.append([[y for _, y in batches_of(mapped)] for _ in range(2)])
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert np.any(np.array(runs[0][0]) != np.array(runs[0][1]))
-
-
 def test_xla_compiles_it():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("tf.function is TensorFlow's")
@@ -459,25 +440,19 @@ def test_it_works_beside_keras_cv_layers_in_one_map(rng, name, first):
             assert pairs
 
 
-def test_it_works_between_keras_layers_in_a_pipeline(rng):
+def test_it_works_between_keras_layers_in_one_map(rng):
     images = rng.integers(0, 255, size=(6, 4, 4, 3)).astype("float32")
-    pipeline = keras.layers.Pipeline(
-        [
-            keras.layers.Rescaling(2.0),
-            MixAvg(rate=1.0, num_classes=6, seed=1),
-            keras.layers.Rescaling(0.5, offset=1.0),
-        ]
-    )
+    before, after = keras.layers.Rescaling(2.0), keras.layers.Rescaling(0.5, offset=1.0)
+    layer = MixAvg(rate=1.0, num_classes=6, seed=1)
 
     def mapped(x, y):
-        x = pipeline.layers[0](x)
-        x, y = pipeline.layers[1](x, y)
-        return pipeline.layers[2](x), y
+        x, y = layer(before(x), y)
+        return after(x), y
 
     dataset = tf.data.Dataset.from_tensor_slices((images, np.arange(6))).batch(6)
     ((x, y),) = batches_of(dataset.map(mapped))
     pairs = np.argsort(y)[:, -2:]
-    np.testing.assert_allclose(x, images[pairs].mean(axis=1) + 1, rtol=1e-6)
+    assert_close(x, images[pairs].mean(axis=1) + 1)
 
 
 @pytest.mark.parametrize("integer_labels", [True, False])

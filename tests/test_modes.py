@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import reference
 from small_models import Tables, averaged_batches, dataset_of, linear_model
+from tolerances import assert_close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import numpy_of
+
+pytestmark = pytest.mark.numerical
 
 FEATURES, CLASSES = 5, 4
 SIZES = (8,) * 6 + (5,)  # seven batches
@@ -73,8 +76,8 @@ def test_ways_to_compile_the_step(rng, mode, monkeypatch):
     model = linear_model(kernel)
     tables = trained(model, batches, metrics=metrics, **mode)
     expected, expected_tables = expected_training(kernel, batches)
-    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(tables, expected_tables, trained=True)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
 
 
 class Accumulating(reference.Training):
@@ -103,8 +106,8 @@ def test_gradient_accumulation_counts_every_step_in_the_table(rng):
     expected, expected_tables = expected_training(
         kernel, batches, training=Accumulating
     )
-    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(tables, expected_tables, trained=True)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
 
 
 @pytest.fixture(params=["mixed_float16", "mixed_bfloat16"])
@@ -132,7 +135,7 @@ def test_mixed_precision_keeps_the_table_in_float32(rng, mixed_precision):
         tolerance = 2e-3 if mixed_precision == "mixed_float16" else 1.5e-2
         np.testing.assert_allclose(table, expected.table, atol=tolerance)
         assert table.dtype == "float32"
-        np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-6)
+        assert_close(table.sum(axis=1), 1)
     for variable in model.loss.table.variables:
         assert variable.dtype == "float32"
 
@@ -150,7 +153,7 @@ def test_mixed_precision_with_huge_logits_stays_finite(rng, mixed_precision):
     )
     assert np.isfinite(history.history["loss"]).all()
     assert np.isfinite(callback.table).all()
-    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
+    assert_close(callback.table.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("structure, soft", [(list, ("a", "c")), (dict, ("a",))])
@@ -193,11 +196,9 @@ def test_several_outputs_have_a_table_each(rng, structure, soft):
         batches = [(xs, heads[n][i][1], None) for i, xs in enumerate(x)]
         weight = 0.5 if n in soft else 0.0
         expected, tables = expected_training(kernels[n], batches, global_weight=weight)
-        np.testing.assert_allclose(
-            layers[n].get_weights()[0], expected.kernel, atol=1e-5
-        )
+        assert_close(layers[n].get_weights()[0], expected.kernel, trained=True)
         if n in soft:
-            np.testing.assert_allclose(callback.table[n], tables[-1], atol=1e-5)
+            assert_close(callback.table[n], tables[-1], trained=True)
             assert len(history.history[f"{n}_soft_label_confidence"]) == 3
 
 
@@ -216,8 +217,8 @@ def test_labels_at_each_position(rng):
     ]
     tables = trained(model, batches)
     expected, expected_tables = expected_training(kernel, flat)
-    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(tables, expected_tables, trained=True)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
 
 
 def test_a_frozen_pretrained_backbone(rng):
@@ -241,8 +242,8 @@ def test_a_frozen_pretrained_backbone(rng):
         for x, y, w in batches
     ]
     expected, expected_tables = expected_training(kernel, features)
-    np.testing.assert_allclose(tables, expected_tables, atol=1e-5)
-    np.testing.assert_allclose(head.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(tables, expected_tables, trained=True)
+    assert_close(head.get_weights()[0], expected.kernel, trained=True)
     for one, other in zip(before, backbone.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -267,6 +268,6 @@ def test_few_and_many_classes(rng, num_classes):
         dataset_of(batches), epochs=2, verbose=0, shuffle=False, callbacks=[callback]
     )
     expected, tables = expected_training(kernel, batches, epochs=2, collect="all")
-    np.testing.assert_allclose(callback.table, tables[-1], atol=1e-5)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+    assert_close(callback.table, tables[-1], trained=True)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
     assert numpy_of(model.loss.table.table).shape == (num_classes,) * 2

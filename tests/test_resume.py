@@ -12,7 +12,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import keras
+import killed
 import numpy as np
+import processes
 import pytest
 import reference
 from small_models import (
@@ -23,17 +25,25 @@ from small_models import (
     dataset_of,
     linear_model,
 )
+from tolerances import assert_close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 from keras_mixavg.saved_state import SAVED
+
+pytestmark = pytest.mark.numerical
 
 BACKEND = keras.backend.backend()
 EPOCHS = 4
 
 
-@pytest.fixture
-def batches(rng):
+def training_batches():
+    rng = np.random.default_rng(0)
     return averaged_batches(rng, sizes=(8, 8, 8, 5), weighted=True)
+
+
+@pytest.fixture
+def batches():
+    return training_batches()
 
 
 def new_model(loss=None):
@@ -71,9 +81,25 @@ def everything(model):
 
 
 def assert_same(one, other):
+    """What is read back as it was written."""
     assert one.keys() == other.keys() and set(SAVED) <= one.keys()
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def assert_trained_alike(one, other):
+    """Two runs, each compiled by itself."""
+    assert one.keys() == other.keys() and set(SAVED) <= one.keys()
+    for name, value in one.items():
+        assert_close(value, other[name], trained=True, of=name)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What a run becomes that is never killed."""
+    model = new_model()
+    fit(model, training_batches(), [GlobalSoftLabel()])
+    return everything(model)
 
 
 class Killed(Exception):
@@ -109,12 +135,12 @@ ONCE = pytest.mark.once  # of a case that differs from another in plain Python a
     "order, double",
     [(ORDERS[0], True), pytest.param(ORDERS[1], False, marks=ONCE)],
 )
-def test_resume_from_an_epochs_backup_is_bit_for_bit(batches, tmp_path, order, double):
+def test_resume_from_an_epochs_backup_is_as_if_never_killed(
+    batches, whole, tmp_path, order, double
+):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=double)
 
-    whole = new_model()
-    fit(whole, batches, [GlobalSoftLabel()])
     for epoch, batch in ((0, 2), (2, 1)):  # killed twice
         model = new_model()
         with pytest.raises(Killed):
@@ -122,7 +148,7 @@ def test_resume_from_an_epochs_backup_is_bit_for_bit(batches, tmp_path, order, d
     model = new_model()
     history = fit(model, batches, in_order(order, backup()))
     assert history.epoch == [2, 3]
-    assert_same(everything(model), everything(whole))
+    assert_trained_alike(everything(model), whole)
 
 
 @pytest.mark.parametrize("order", [ORDERS[0], pytest.param(ORDERS[1], marks=ONCE)])
@@ -158,31 +184,11 @@ def test_resume_from_a_backup_amid_an_epoch_has_all_that_was_saved(
     except Killed:
         pass
     fit(whole, batches, [GlobalSoftLabel()], initial_epoch=2)
-    assert_same(everything(resumed), everything(whole))
+    assert_trained_alike(everything(resumed), everything(whole))
 
 
 @pytest.mark.once
-def test_keras_itself_does_not_resume_bit_for_bit_amid_an_epoch(batches, tmp_path):
-    """Why the test above does not ask for more: no part of this package is in this."""
-
-    def plain():
-        return new_model(keras.losses.CategoricalCrossentropy(from_logits=True))
-
-    def backup():
-        return keras.callbacks.BackupAndRestore(tmp_path, save_freq=2)
-
-    whole, killed, resumed = plain(), plain(), plain()
-    fit(whole, batches, [])
-    with pytest.raises(Killed):
-        fit(killed, batches, [backup(), Kill(2, 1)])
-    fit(resumed, batches, [backup()])
-    assert np.abs(resumed.get_weights()[0] - whole.get_weights()[0]).max() > 1e-4
-
-
-@pytest.mark.once
-def test_resume_by_checkpointed_weights(batches, tmp_path):
-    whole = new_model()
-    fit(whole, batches, [GlobalSoftLabel()])
+def test_resume_by_checkpointed_weights(batches, whole, tmp_path):
     path = tmp_path / "{epoch}.weights.h5"
     for order in ORDERS:
         checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
@@ -190,22 +196,7 @@ def test_resume_by_checkpointed_weights(batches, tmp_path):
         model = new_model()
         model.load_weights(tmp_path / "3.weights.h5")
         fit(model, batches, [GlobalSoftLabel()], initial_epoch=3)
-        assert_same(everything(model), everything(whole))
-
-
-def test_loaded_and_saved_again_without_training_nothing_is_lost(batches, tmp_path):
-    model = new_model()
-    fit(model, batches, [GlobalSoftLabel()], epochs=2)
-    model.save_weights(tmp_path / "a.weights.h5")
-    other = new_model()
-    other.load_weights(tmp_path / "a.weights.h5")
-    other.save_weights(tmp_path / "b.weights.h5")
-    last = new_model()
-    last.load_weights(tmp_path / "b.weights.h5")
-    state, expected = last.loss.table.state(), model.loss.table.state()
-    assert set(state) == set(SAVED)
-    for name in SAVED:
-        np.testing.assert_array_equal(state[name], expected[name])
+        assert_trained_alike(everything(model), whole)
 
 
 @pytest.mark.once
@@ -249,7 +240,7 @@ def test_each_output_gets_its_own_table_back(rng, tmp_path):
     result = train(resumed)
     assert set(result) == {"kind", "colour"}
     for name, table in expected.items():
-        np.testing.assert_array_equal(result[name], table)
+        assert_close(result[name], table, trained=True)
 
 
 # --- Whole models --------------------------------------------------------------------
@@ -311,15 +302,15 @@ def fresh_process(tmp_path_factory):
 def test_training_goes_on_from_a_whole_model_in_a_fresh_process(fresh_process):
     model, _, result = fresh_process
     for name, value in model.loss.table.state().items():
-        np.testing.assert_array_equal(result[name], value)
+        assert_close(result[name], value, trained=True, of=name)
     for i, value in enumerate(model.get_weights()):
-        np.testing.assert_array_equal(result[f"arr_{i}"], value)
+        assert_close(result[f"arr_{i}"], value, trained=True)
 
 
 @pytest.mark.once
 def test_a_process_without_the_package_gets_a_usable_model(fresh_process):
     _, predictions, result = fresh_process
-    np.testing.assert_array_equal(result["predictions"], predictions)
+    assert_close(result["predictions"], predictions, trained=True)
 
 
 def test_a_model_saved_during_training_is_whole(saved_model, batches):
@@ -358,9 +349,7 @@ def test_an_exported_model_has_no_trace_of_the_table(saved_model, batches, when)
     if when == "after it":
         model.export(target, verbose=False)
     served = tf.saved_model.load(target)
-    np.testing.assert_allclose(
-        served.serve(x[:8]), model.predict(x[:8], verbose=0), rtol=1e-5
-    )
+    assert_close(served.serve(x[:8]), model.predict(x[:8], verbose=0), trained=True)
     for file in Path(target).rglob("*"):
         if file.is_file():
             assert b"soft_label" not in file.read_bytes(), file
@@ -426,19 +415,14 @@ def test_a_checkpoint_of_an_untrained_model_loads_without_a_word(batches, tmp_pa
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="forks before its first use")
 def test_kill_training_at_random_moments_and_resume(tmp_path, capsys):
     """`python tests/killed.py FOLDER 20 0` kills more often."""
-    script = Path(__file__).parent / "killed.py"
-    result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "6", "0"],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    survived = re.findall(r"^(\d+) kills survived", result.stdout, re.MULTILINE)
+    output = processes.run(killed.main, tmp_path, 6, 0, folder=tmp_path)
+    survived = re.findall(r"^(\d+) kills survived", output, re.MULTILINE)
     whole = dict(np.load(tmp_path / "uninterrupted.npz"))
     for name in ("first", "last"):
-        assert_same(dict(np.load(tmp_path / f"killed {name}.npz")), whole)
+        resumed = dict(np.load(tmp_path / f"killed {name}.npz"))
+        assert_trained_alike(resumed, whole)
     with capsys.disabled():
-        print(f"\n{' + '.join(survived)} kills survived, bit for bit")
+        print(f"\n{' + '.join(survived)} kills survived")
     assert sum(map(int, survived)) == 6
 
 
@@ -457,19 +441,17 @@ def test_a_truncated_checkpoint_leaves_the_state_as_it_was(batches, tmp_path):
 
 
 @pytest.mark.once
-def test_a_truncated_backup_falls_back_to_the_one_before(batches, tmp_path):
+def test_a_truncated_backup_falls_back_to_the_one_before(batches, whole, tmp_path):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=True)
 
-    whole = new_model()
-    fit(whole, batches, [GlobalSoftLabel()])
     with pytest.raises(Killed):
         fit(new_model(), batches, [GlobalSoftLabel(), backup(), Kill(3, 1)])
     latest = tmp_path / "latest.weights.h5"
     latest.write_bytes(latest.read_bytes()[:1000])
     model = new_model()
     fit(model, batches, [GlobalSoftLabel(), backup()])
-    assert_same(everything(model), everything(whole))
+    assert_trained_alike(everything(model), whole)
 
 
 DAMAGES = {
@@ -524,7 +506,7 @@ def test_a_model_with_other_classes_says_which(batches, tmp_path):
 
 @pytest.mark.once
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="nothing of the backend's")
-def test_a_full_disk_ends_fit_and_leaves_a_usable_run(batches, tmp_path):
+def test_a_full_disk_ends_fit_and_leaves_a_usable_run(batches, whole, tmp_path):
     """A limit on the size of files stands for the full disk."""
     model = new_model()
 
@@ -547,13 +529,11 @@ def test_a_full_disk_ends_fit_and_leaves_a_usable_run(batches, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     state = model.loss.table.state()
-    np.testing.assert_allclose(state["table"].sum(axis=1), 1, atol=1e-6)
+    assert_close(state["table"].sum(axis=1), 1)
 
-    whole = new_model()
-    fit(whole, batches, [GlobalSoftLabel()])
     resumed = new_model()
     fit(resumed, batches, callbacks())
-    assert_same(everything(resumed), everything(whole))
+    assert_trained_alike(everything(resumed), whole)
 
 
 @pytest.mark.once
@@ -617,7 +597,7 @@ def test_bad_samples_are_left_out_and_counted(rng, collect):
     good = [tuple(np.delete(p, np.s_[::4], axis=0) for p in batch) for batch in batches]
     for _ in range(2):
         expected.epoch(good)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
 
 
 @pytest.mark.parametrize(
@@ -643,9 +623,9 @@ def test_rows_sum_to_one_whatever_the_weights_and_labels(batches, weight, scale)
     ):
         fit(model, strange, [callback], epochs=2)
     assert np.isfinite(callback.table).all() and (callback.table >= 0).all()
-    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
+    assert_close(callback.table.sum(axis=1), 1)
     if weight == 0 or scale == 0:
-        np.testing.assert_array_equal(callback.table, np.eye(CLASSES))
+        assert_close(callback.table, np.eye(CLASSES))
 
 
 def test_evidence_beyond_float32_leaves_the_table_and_says_so(batches):
@@ -667,4 +647,4 @@ def test_terminate_on_nan_still_ends_training(batches):
     with pytest.warns(UserWarning, match="left out"):
         history = fit(model, bad, [callback, keras.callbacks.TerminateOnNaN()])
     assert history.epoch == [0]
-    np.testing.assert_allclose(callback.table.sum(axis=1), 1, atol=1e-6)
+    assert_close(callback.table.sum(axis=1), 1)

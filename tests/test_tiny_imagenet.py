@@ -1,11 +1,11 @@
 """The Tiny-ImageNet dataset: conventions of TFDS, and archives that are broken."""
 
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -27,17 +27,14 @@ pytestmark = [
 ]
 
 
-def test_the_tfds_conventions_are_kept():
+def run_pytest(test):
+    sys.exit(pytest.main(["-p", "no:cacheprovider", "--rootdir", EXAMPLES, str(test)]))
+
+
+def test_the_tfds_conventions_are_kept(tmp_path):
     """TFDS' own test case, on the dummy data; in a process of its own."""
-    test = "datasets/tiny_imagenet/tiny_imagenet_dataset_builder_test.py"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", test],
-        cwd=EXAMPLES,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout
-    assert "passed" in result.stdout
+    test = EXAMPLES / "datasets/tiny_imagenet/tiny_imagenet_dataset_builder_test.py"
+    assert " passed" in processes.run(run_pytest, test, folder=tmp_path)
 
 
 def load(archive, data_dir):

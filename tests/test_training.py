@@ -14,11 +14,12 @@ from small_models import (
     fit,
     linear_model,
 )
+from tolerances import assert_close, close
 
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import numpy_of
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.numerical]
 
 CASES = {
     "as it is": {},
@@ -74,18 +75,18 @@ def test_the_tables_of_three_epochs_equal_the_reference(rng, case):
     )
     for epoch in range(3):
         loss = expected.epoch(batches)
-        np.testing.assert_allclose(tables.seen[epoch], expected.table, atol=1e-6)
-        np.testing.assert_allclose(tables.seen[epoch].sum(axis=1), 1, atol=1e-6)
+        assert_close(tables.seen[epoch], expected.table, trained=True)
+        assert_close(tables.seen[epoch].sum(axis=1), 1)
         logged = {key: values[epoch] for key, values in history.history.items()}
-        assert logged["loss"] == pytest.approx(loss, rel=2e-6)
+        assert logged["loss"] == close(loss)
         confidence = np.trace(expected.table) / CLASSES
-        assert logged["soft_label_confidence"] == pytest.approx(confidence, abs=1e-6)
+        assert logged["soft_label_confidence"] == close(confidence)
         positive = np.where(expected.table > 0, expected.table, 1)
         entropy = -np.sum(expected.table * np.log(positive)) / CLASSES
-        assert logged["soft_label_entropy"] == pytest.approx(entropy, abs=1e-5)
-    np.testing.assert_allclose(model.get_weights()[0], expected.kernel, atol=1e-5)
+        assert logged["soft_label_entropy"] == close(entropy, trained=True)
+    assert_close(model.get_weights()[0], expected.kernel, trained=True)
     if "classes" in settings:
-        np.testing.assert_allclose(callback.table[2], np.eye(CLASSES)[2], atol=1e-6)
+        assert_close(callback.table[2], np.eye(CLASSES)[2])
 
 
 @pytest.mark.once
@@ -104,7 +105,7 @@ def test_pairs_that_never_separate_share_what_they_show(rng, prior_count):
     )
     for _ in range(3):
         expected.epoch(batches)
-    np.testing.assert_allclose(callback.table, expected.table, atol=1e-6)
+    assert_close(callback.table, expected.table, trained=True)
 
 
 @pytest.mark.once
@@ -151,8 +152,8 @@ def test_online_label_smoothing_is_a_special_case(rng):
             kernel -= 0.05 * xs.T @ (p - goal) / 10
         assert counts.min() >= 7 and counts.sum() < 40
         soft_labels = sums / counts[:, None]
-        np.testing.assert_allclose(tables.seen[epoch], soft_labels, atol=1e-6)
-        assert history["loss"][epoch] == pytest.approx(np.mean(losses), rel=2e-6)
+        assert_close(tables.seen[epoch], soft_labels)
+        assert history["loss"][epoch] == close(np.mean(losses))
 
 
 def test_val_loss_is_plain_crossentropy_before_during_and_after_fit(rng):
@@ -176,19 +177,19 @@ def test_val_loss_is_plain_crossentropy_before_during_and_after_fit(rng):
     def evaluated(**kwargs):
         return model.evaluate(x, y, batch_size=32, verbose=0, **kwargs)
 
-    assert evaluated() == pytest.approx(expected(), rel=1e-6)
+    assert evaluated() == close(expected())
     callback = GlobalSoftLabel()
     batches = averaged_batches(rng)
     fit(model, batches, 3, [callback, Expect()], validation_data=(x, y))
     assert len(during) == 3 and np.abs(callback.table - np.eye(CLASSES)).max() > 0.05
     for one, other in during:
-        assert one == pytest.approx(other, rel=1e-6)
+        assert one == close(other)
     table = callback.table
-    assert evaluated() == pytest.approx(expected(), rel=1e-6)
-    assert evaluated(callbacks=[callback]) == pytest.approx(expected(), rel=1e-6)
+    assert evaluated() == close(expected())
+    assert evaluated(callbacks=[callback]) == close(expected())
     model.predict(x, verbose=0, callbacks=[callback])
     np.testing.assert_array_equal(callback.table, table)
-    assert float(model.test_on_batch(x, y)) == pytest.approx(expected(), rel=1e-6)
+    assert float(model.test_on_batch(x, y)) == close(expected())
 
 
 def test_the_method_learns_from_class_numbers_through_a_pipeline(rng):
@@ -233,4 +234,4 @@ def test_masked_positions_leave_no_evidence_in_fit(rng):
     probabilities = model.predict(ids, verbose=0)
     n, m = reference.evidence(labels, probabilities, counted, "all")
     expected = reference.updated_table(np.eye(CLASSES), n, m, 1.0)
-    np.testing.assert_allclose(callback.table, expected, atol=1e-5)
+    assert_close(callback.table, expected, trained=True)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_mixavg import MixAvg, xla
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.numerical]
 
 DTYPES = ["uint8", "int32", "float16", "bfloat16", "float32", "float64"]
 

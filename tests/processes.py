@@ -1,0 +1,38 @@
+"""Functions in processes of their own, which need not load Keras again."""
+
+import multiprocessing
+import os
+import sys
+import traceback
+
+# Each process is a copy of one that has loaded this, and has not used it yet.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tensorflow", "keras", "keras_mixavg"])
+
+
+def _run(function, arguments, folder):
+    os.chdir(folder)
+    for stream, name in ((1, "stdout.txt"), (2, "stderr.txt")):
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), stream)
+    try:
+        function(*arguments)
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def start(function, *arguments, folder):
+    """Run `function` in `folder`; what it prints is in stdout.txt and stderr.txt."""
+    process = CONTEXT.Process(target=_run, args=(function, arguments, folder))
+    process.start()
+    return process
+
+
+def run(function, *arguments, folder):
+    """`start`, wait until it has ended well, and return what it has printed."""
+    process = start(function, *arguments, folder=folder)
+    process.join()
+    assert process.exitcode == 0, (folder / "stderr.txt").read_text()[-3000:]
+    return (folder / "stdout.txt").read_text()

@@ -1,0 +1,65 @@
+"""The numerical tests, as on processors that have fewer instructions or cores.
+
+    python tests/processors.py [BACKEND ...]
+
+TensorFlow, XLA, oneDNN, OpenBLAS, NumPy and torch choose their code by what the
+processor can do, and each can be told to leave instructions out. Runs the tests that
+are marked `numerical` under each setting on each backend, and fails if any fails.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+NOT_ON_OTHERS = "numerical and not once and not one_backend"
+MARKS = {"tensorflow": "numerical", "jax": NOT_ON_OTHERS, "torch": NOT_ON_OTHERS}
+XLA = "--xla_force_host_platform_device_count=2"  # as in conftest.py
+
+
+def limited(onednn, xla, openblas, torch, numpy):
+    """What tells the libraries to use no more than these instructions."""
+    return {
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "XLA_FLAGS": f"{XLA} --xla_cpu_max_isa={xla}",
+        "OPENBLAS_CORETYPE": openblas,
+        "ATEN_CPU_CAPABILITY": torch,
+        "NPY_DISABLE_CPU_FEATURES": " ".join(numpy),
+    }
+
+
+found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+wide = [name for name in found if name.startswith(("AVX512", "X86_V4"))]
+SETTINGS = {
+    "all instructions, all cores for each operation": {},
+    "AVX2": limited("AVX2", "AVX2", "Haswell", "avx2", wide),
+    "SSE 4": limited("SSE41", "SSE4_2", "Nehalem", "default", found),
+    "without oneDNN, on one core": {"TF_ENABLE_ONEDNN_OPTS": "0"},
+}
+
+
+def run(backend, name):
+    """Whether the tests pass."""
+    environment = {**os.environ, "KERAS_BACKEND": backend, **SETTINGS[name]}
+    workers = "0" if "all cores" in name else "auto"  # workers share the cores
+    command = [sys.executable, "-m", "pytest", "-n", workers, "--dist", "loadfile"]
+    cores = os.sched_getaffinity(0)
+    if "one core" in name:
+        os.sched_setaffinity(0, {min(cores)})
+    print(f"\n{backend}: {name}", flush=True)
+    try:
+        done = subprocess.run([*command, "-m", MARKS[backend]], env=environment)
+    finally:
+        os.sched_setaffinity(0, cores)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    failed = [
+        f"{backend}: {name}"
+        for backend in sys.argv[1:] or MARKS
+        for name in SETTINGS
+        if not run(backend, name)
+    ]
+    sys.exit(f"Failed: {'; '.join(failed)}" if failed else 0)
