@@ -7,7 +7,8 @@ examples/cifar.py` does not know them; the grids do.
 
 import keras
 from keras import ops
-from training.methods import AveragedPairs, AveragedPairsWithTable
+from training import mixing
+from training.methods import AveragedPairs, AveragedPairsWithTable, CutMix
 
 from keras_mixavg import GlobalSoftLabel, equations
 from keras_mixavg.soft_label_table import SoftLabelTable
@@ -21,6 +22,34 @@ class PairsOffAtTheEnd(AveragedPairsWithTable):
     def rate(self):
         last = round(0.8 * self.args.epochs)
         return lambda epoch: self.args.rate if epoch < last else 0.0
+
+
+class PairsAndCutMixInTurns(CutMix):
+    """mixavg in half of the batches, drawn by chance, and CutMix in the others"""
+
+    global_soft_labels = {}  # the package's defaults
+
+    def mixed_with(self, ops, images, labels, partners, draws):
+        boxed = self.chance(ops, "share", draws)
+        weight = self.draw_weight(ops, self.option("alpha"), draws)
+        weight = ops.numpy.where(boxed, weight, 1.0)
+        centre = self.draw_centre(ops, images, draws)
+        images, labels = mixing.cutmix(images, labels, partners, weight, centre, ops)
+        chance = ops.random.uniform(ops.shape(partners), seed=draws)
+        averaged = ops.numpy.logical_and(chance < self.args.rate, ~boxed)
+        samples = ops.numpy.arange(ops.shape(partners)[0])
+        cyclic = equations.pairing(partners, ops.numpy)
+        partners = ops.numpy.where(averaged, cyclic, samples)
+        return tuple(
+            equations.average(values, ops.numpy.take(values, partners, axis=0))
+            for values in (images, labels)
+        )
+
+
+class InTurnsOffAtTheEnd(PairsAndCutMixInTurns):
+    """as pairs_and_cutmix, with whole images in the last fifth of the epochs"""
+
+    mixed_share = 0.8
 
 
 # --- Another table -------------------------------------------------------------------
@@ -151,6 +180,8 @@ class MovingAverageTeacher(AveragedPairs):
 
 ABLATIONS = {
     "pairs_off_at_the_end": PairsOffAtTheEnd,
+    "pairs_and_cutmix": PairsAndCutMixInTurns,
+    "pairs_and_cutmix_off_at_the_end": InTurnsOffAtTheEnd,
     "rows_by_division": RowsByDivision,
     "fixed_mass": FixedMass,
     "every_13_steps": Every13Steps,

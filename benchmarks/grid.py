@@ -11,6 +11,11 @@ A grid is a TOML file: `title`; `seeds`; `baselines`, the methods to compare wit
 options, later ones winning, and with the methods of ablations.py too. Runs share the
 cores, `--jobs` at a time; seed follows seed.
 
+A method may leave an option open: `choose`, a list of tables of options. Which of them
+it gets in a setting is chosen by the mean accuracy of runs with the seeds and the
+`held-out` training images that `[choice]` names; no test image has a part in it. These
+runs come first.
+
 A finished run is a line of `results/accuracy.jsonl`, with its options, its seed and the
 commit. A run whose options and seed are there is never repeated, whichever grid asked
 for it; one that was stopped starts anew, so that its seconds are those of a whole run.
@@ -39,7 +44,7 @@ except ModuleNotFoundError:  # Python 3.10
 GRIDS = record.BENCHMARKS / "grids"
 RUNS = record.RESULTS / "accuracy.jsonl"
 REQUIRED = {"title", "seeds", "baselines", "settings", "methods"}
-KNOWN = REQUIRED | {"common", "plots", "anchors"}
+KNOWN = REQUIRED | {"common", "plots", "anchors", "choice"}
 PLACES = ("out", "data_dir", "arrays", "archive")  # of one machine
 
 
@@ -55,8 +60,12 @@ class Run:
         return f"{self.setting}/{self.method}-{self.seed}"
 
 
-def read(path, smoke=False):
-    """The grid's dict, and its runs in the order in which they are to be done."""
+def read(path, smoke=False, results=RUNS):
+    """The grid's dict, and its runs in the order in which they are to be done.
+
+    First those that choose options; those of a method whose options are not chosen yet
+    are missing. Finished runs are looked up in `results`.
+    """
     with open(path, "rb") as file:
         grid = tomllib.load(file)
     if unknown := set(grid) - KNOWN:
@@ -64,14 +73,44 @@ def read(path, smoke=False):
     for part in sorted(REQUIRED):
         if not grid.get(part):
             raise SystemExit(f"{path}: `{part}` is missing or empty.")
+    open_methods = [name for name, of in grid["methods"].items() if "choose" in of]
+    if bool(open_methods) != ("choice" in grid):
+        raise SystemExit(f"{path}: `choice` goes with `choose` of a method.")
     last = {"smoke": True} if smoke else {}
-    runs = [
-        Run(setting, method, seed, {**grid.get("common", {}), **of, **options, **last})
-        for seed in grid["seeds"]
-        for setting, of in grid["settings"].items()
-        for method, options in grid["methods"].items()
-    ]
-    return grid, runs
+    done = finished(results) if open_methods else {}
+    choosing, comparing = [], []
+    for setting, of in grid["settings"].items():
+        for method, options in grid["methods"].items():
+            options = {**grid.get("common", {}), **of, **options, **last}
+            if "choose" in options:
+                runs, options = choice(setting, method, options, grid["choice"], done)
+                choosing += runs
+            if options is not None:
+                comparing += [Run(setting, method, s, options) for s in grid["seeds"]]
+    comparing.sort(key=lambda run: grid["seeds"].index(run.seed))
+    return grid, choosing + comparing
+
+
+def choice(setting, method, options, how, done):
+    """The runs that choose between the options of a method, and what they chose.
+
+    Returns:
+        `(runs, options)`, with None for options while runs are missing.
+    """
+    runs, accuracies = [], []
+    candidates = [{**options, **own} for own in options["choose"]]
+    for candidate, own in zip(candidates, options["choose"], strict=True):
+        del candidate["choose"]
+        name = ", ".join([method, *(f"{key} {value}" for key, value in own.items())])
+        tried = {**candidate, "held-out": how["held-out"]}
+        mine = [Run(setting, name, seed, tried) for seed in how["seeds"]]
+        lines = [done.get(key(run.options, run.seed)) for run in mine]
+        runs += mine
+        if all(lines):
+            accuracies.append(sum(line["test"]["accuracy"] for line in lines))
+    if len(accuracies) < len(candidates):
+        return runs, None
+    return runs, candidates[accuracies.index(max(accuracies))]
 
 
 # --- The results ---------------------------------------------------------------------
@@ -240,6 +279,7 @@ def parse_arguments():
     add("--archive", help="of Tiny-ImageNet, for runs of that program")
     add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     add("--results", type=Path, help="default: benchmarks/results/accuracy.jsonl")
+    add("--setting", help="only the runs of this one")
     add("--smoke", action="store_true",
         help="every run of the grid, but two epochs on digits, into runs/smoke.jsonl")
     add("--run", help=argparse.SUPPRESS)  # one run, in this process
@@ -252,7 +292,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    _, runs = read(args.grid, args.smoke)
+    _, runs = read(args.grid, args.smoke, args.results)
     if args.run:
         if hasattr(os, "sched_setaffinity"):  # TensorFlow then starts no more threads
             cores = sorted(os.sched_getaffinity(0))
@@ -263,12 +303,18 @@ def main():
             places = {"archive": args.archive}
         places = {name: place for name, place in places.items() if place}
         return train(run, places, args.results)
-    done = finished(args.results)
-    todo = [run for run in runs if key(run.options, run.seed) not in done]
-    counts = f"{len(runs) - len(todo)} of {len(runs)} runs"
-    print(f"{counts} are there, in {args.results}", flush=True)
-    start = time.perf_counter()
-    failed = run_all(todo, args)
+    start, failed = time.perf_counter(), []
+    while True:  # again when the options of a method have been chosen
+        _, runs = read(args.grid, args.smoke, args.results)
+        if args.setting:
+            runs = [run for run in runs if run.setting == args.setting]
+        done = finished(args.results)
+        todo = [run for run in runs if key(run.options, run.seed) not in done]
+        counts = f"{len(runs) - len(todo)} of {len(runs)} runs"
+        print(f"{counts} are there, in {args.results}", flush=True)
+        if failed or not todo:
+            break
+        failed = run_all(todo, args)
     print(f"Finished in {clock(time.perf_counter() - start)}.")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")

@@ -9,7 +9,19 @@ import keras
 from training.methods import METHODS
 from training.networks import NETWORKS, of_name
 
-AT_LEAST_ONE = ("epochs", "batch_size", "train_examples", "devices", "validate_every")
+OWN = {  # flags of some methods alone, and what they may be
+    "share": ("from 0 to 1", lambda x: 0 <= x <= 1),
+    "alpha": ("above 0", lambda x: x > 0),
+    "smoothing": ("from 0 to 1", lambda x: 0 <= x <= 1),
+}
+AT_LEAST_ONE = (
+    "epochs",
+    "batch_size",
+    "train_examples",
+    "devices",
+    "validate_every",
+    "held_out",
+)
 SMOKE = {
     "epochs": 2,
     "warmup_epochs": 1,
@@ -38,6 +50,9 @@ def _add_method(parser, methods):
     add("--method", choices=list(methods), default="mixavg", metavar="METHOD",
         help=f"{about} (default: mixavg)")
     add("--rate", type=float, default=0.5, help="of mixavg: share averaged")
+    add("--share", type=float, help="of mixup and cutmix: the share of batches mixed")
+    add("--alpha", type=float, help="of mixup and cutmix: of the Beta distribution")
+    add("--smoothing", type=float, help="of label_smoothing and mixup_or_cutmix")
     add("--global-weight", type=float,
         help="of the global soft label (default: the package's; 0.5 for ols); given "
         "with another method, that method gets global soft labels too")
@@ -56,6 +71,9 @@ def add_training(parser):
     # fmt: off
     add("--train-examples", type=int, metavar="N",
         help="train on N images, as many of each class (default: all)")
+    add("--held-out", type=int, metavar="N",
+        help="test on N of the training images, always the same, and on no test image: "
+        "to choose a setting")
     add("--label-noise", type=float, default=0.0, metavar="SHARE",
         help="give so many of the training images a wrong label")
     add("--imbalance", type=float, default=1.0, metavar="RATIO",
@@ -128,6 +146,14 @@ def check(args, parser):
         parser.error(f"--label-noise must be from 0 to 1, not {args.label_noise}")
     if args.imbalance < 1:
         parser.error(f"--imbalance must be at least 1, not {args.imbalance}")
+    for name, (expected, right) in OWN.items():
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if name not in args.methods[args.method].options:
+            parser.error(f"--{name} is not for --method {args.method}")
+        if not right(value):
+            parser.error(f"--{name} must be {expected}, not {value}")
     if args.method == "label_smoothing" and args.global_weight is not None:
         parser.error("--global-weight is not for label_smoothing")
     try:
@@ -143,8 +169,5 @@ def check(args, parser):
 def check_on_device(args, parser):
     if keras.backend.backend() != "jax":
         parser.error(f"--on-device needs --backend jax, not {keras.backend.backend()}")
-    if args.devices > 1 or args.deterministic or args.method.startswith("kcv_"):
-        parser.error(
-            "--on-device is for one device, and goes with neither --deterministic nor "
-            "KerasCV's layers, which need tf.data"
-        )
+    if args.devices > 1 or args.deterministic:
+        parser.error("--on-device is for one device, and not with --deterministic")

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+HELD_OUT = 1000  # the seed of the images of --held-out, the same in every run
+
 
 def few_of_each_class(images, labels, count, seed):
     """`count` examples, as many of each class as of any other, up to one."""
@@ -14,6 +16,15 @@ def few_of_each_class(images, labels, count, seed):
         rank_in_class[members] = np.arange(len(members))
     chosen = np.argsort(rank_in_class, kind="stable")[:count]
     return images[chosen], labels[chosen]
+
+
+def split(images, labels, count, seed):
+    """All but `count` of the examples, drawn by chance, and these."""
+    if count >= len(labels):
+        raise SystemExit(f"{count} images to hold out: there are only {len(labels)}.")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rest, held_out = np.sort(order[count:]), np.sort(order[:count])
+    return (images[rest], labels[rest]), (images[held_out], labels[held_out])
 
 
 def with_label_noise(labels, share, rng):

@@ -58,20 +58,26 @@ def train(args, training, test, names, extra=()):
         tf.config.experimental.enable_op_determinism()
     if args.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{args.mixed_precision}")
+    if args.held_out:
+        training, test = data.split(*training, args.held_out, data.HELD_OUT)
     images, labels = data.training_set(*training, args)
     epoch = feed.Epoch()
     method = args.methods[args.method](args, len(names))
+    validation, every = test, args.validate_every
+    if method.validation_share:
+        count, every = round(method.validation_share * len(labels)), 1
+        (images, labels), validation = data.split(images, labels, count, args.seed)
     batches = feed.training(images, labels, method, args, epoch)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with distribution_scope(args):
         network = of_name(args.network)(images.shape[1:], len(names), args.weight_decay)
-        model = compiled(method.model(network), method.loss(), args, len(batches))
+        model = compiled(method, network, args, len(batches))
         callbacks = method.callbacks()
         model.fit(
             batches,
-            validation_data=feed.validation_batches(*test, len(names), args),
-            validation_freq=args.validate_every,
+            validation_data=feed.validation_batches(*validation, len(names), args),
+            validation_freq=every,
             epochs=args.epochs,
             callbacks=[epoch, *callbacks, *extra, *callbacks_of_every_run(args)],
             verbose=0 if args.quiet else "auto",
@@ -80,7 +86,7 @@ def train(args, training, test, names, extra=()):
     seconds = time.perf_counter() - start
     few = data.few_of_each_class(images, labels, 8, args.seed)
     pairs = [*few, *(part[-8:] for part in feed.mixed_once(*few, method, epoch))]
-    table = callbacks[0].table if callbacks else None
+    table = callbacks[0].table if method.has_table else None
     return record.write(args, model, test, names, table, pairs, seconds)
 
 
@@ -106,8 +112,8 @@ def distribution_scope(args):
     return keras.distribution.DataParallel(devices=devices).scope()
 
 
-def compiled(model, loss, args, steps_per_epoch):
-    """The model with SGD, a warm-up, and a cosine to the last step."""
+def compiled(method, network, args, steps_per_epoch):
+    """A method's model of a network; SGD, a warm-up, a cosine to the last step."""
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0,
         max(1, (args.epochs - args.warmup_epochs) * steps_per_epoch),
@@ -115,7 +121,9 @@ def compiled(model, loss, args, steps_per_epoch):
         warmup_steps=args.warmup_epochs * steps_per_epoch,
     )
     optimizer = keras.optimizers.SGD(schedule, args.momentum, nesterov=True)
-    model.compile(optimizer, loss, metrics=[SoftLabelAccuracy()])
+    model = method.model(network)
+    metrics = [SoftLabelAccuracy(), *method.metrics()]
+    model.compile(optimizer, method.loss(), metrics=metrics)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces twice
     return model
 

@@ -8,6 +8,7 @@ METHODS, whose name `--method` takes. Its docstring is the help.
 import keras
 
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
+from training import mixing
 
 FIRST_DRAW = 10  # of a mixing layer; smaller numbers are those of batches.py
 
@@ -16,6 +17,8 @@ class Plain:
     """nothing mixed, plain labels"""
 
     global_soft_labels = None  # or their settings, where no flag says otherwise
+    options = {}  # flags of its own, and their defaults
+    validation_share = 0.0  # of the training images, in place of the test images
 
     def __init__(self, args, num_classes):
         self.args, self.num_classes = args, num_classes
@@ -30,6 +33,10 @@ class Plain:
             for name in ["global_weight"]
             if name in self.settings
         }
+
+    def option(self, name):
+        given = getattr(self.args, name)
+        return self.options[name] if given is None else given
 
     def mix(self, batches, epoch):
         """From batches of (images, class numbers) to (images, soft labels).
@@ -59,17 +66,43 @@ class Plain:
             return []
         return [GlobalSoftLabel(**self.settings, collect=self.args.collect)]
 
+    def metrics(self):
+        """Metrics beside those of every method."""
+        return []
+
     def model(self, network):
         """The model to train, made of a network."""
         return network
 
 
+class StoppedEarly(Plain):
+    """plain training that ends with the weights of the best validation NLL; a tenth of
+    the training images is for validation"""
+
+    validation_share = 0.1
+
+    def metrics(self):
+        return [keras.metrics.CategoricalCrossentropy("nll", from_logits=True)]
+
+    def callbacks(self):
+        return [
+            keras.callbacks.EarlyStopping(
+                "val_nll",
+                mode="min",
+                patience=self.args.epochs,  # which a cosine schedule needs
+                restore_best_weights=True,
+            )
+        ]
+
+
 class LabelSmoothing(Plain):
-    """nothing mixed, labels smoothed by 0.1"""
+    """nothing mixed, labels smoothed by --smoothing (default: 0.1)"""
+
+    options = {"smoothing": 0.1}
 
     def loss(self):
         return keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=0.1
+            from_logits=True, label_smoothing=self.option("smoothing")
         )
 
 
@@ -104,46 +137,147 @@ class AveragedPairsWithTable(AveragedPairs):
     global_soft_labels = {}  # the package's defaults
 
 
-class MixUp(Plain):
-    """keras.layers.MixUp, alpha 1"""
+class Drawn(Plain):
+    """A method that mixes a batch by draws from its key, on either feed."""
 
-    def layer(self, rate):
-        return keras.layers.MixUp(alpha=1.0, dtype="float32")
+    mixed_share = 1.0  # of the epochs; whole images in those that follow
+
+    def mixed_epochs(self):
+        return round(self.mixed_share * self.args.epochs)
+
+    def rate_at(self, epoch):
+        return float(epoch < self.mixed_epochs())
 
     def mix(self, batches, epoch):
         import tensorflow as tf
 
-        from training.batches import draw_of, keys
+        from training.batches import BATCHES, draw_of, keys
 
-        layer = self.layer(0)
+        layer = self.layer(1.0)
         layer.backend.set_backend("tensorflow")  # it is for tf.data alone
 
-        def mixed(batch, key):
-            return self.mixed(layer, *batch, Draws(key, draw_of))
+        def mixed(images, labels, key):
+            return self.mixed(layer, images, labels, Draws(key, draw_of))
+
+        def of_epoch(batch, key):
+            if self.mixed_share == 1:
+                return mixed(*batch, key)
+            return tf.cond(
+                key[1] < self.mixed_epochs() * BATCHES,
+                lambda: mixed(*batch, key),
+                lambda: self.whole(*batch),
+            )
 
         batches = tf.data.Dataset.zip(batches, keys(self.args.seed, epoch))
-        return batches.map(mixed, num_parallel_calls=tf.data.AUTOTUNE)
+        return batches.map(of_epoch, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def whole(self, images, labels):
+        """Images as float32, not mixed, and one-hot labels."""
+        return self.one_hot(self.operations(images).cast(images, "float32"), labels)
+
+    def operations(self, tensor):
+        """Keras' operations for a tensor: TensorFlow's in `tf.data`, on any backend."""
+        in_tf_data = type(tensor).__module__.startswith("tensorflow")
+        name = "tensorflow" if in_tf_data else keras.backend.backend()
+        return type(self.one_hot.backend)(name)
+
+
+class MixUp(Drawn):
+    """mixup as published: of --share of the batches (default: 1), one weight from
+    Beta(--alpha, --alpha) (default: 1) for all images"""
+
+    options = {"share": 1.0, "alpha": 1.0}
+
+    def layer(self, rate):
+        return MixAvg(rate, self.num_classes)
 
     def mixed(self, layer, images, labels, draws):
-        ops = layer.backend
-        images, labels = self.one_hot(ops.cast(images, "float32"), labels)
+        ops = self.operations(images)
+        images, labels = self.whole(images, labels)
+        if layer.rate == 0:
+            return images, labels
+        samples = ops.numpy.arange(images.shape[0] or ops.shape(images)[0])
+        partners = ops.random.shuffle(samples, seed=draws)
+        return self.mixed_with(ops, images, labels, partners, draws)
+
+    def mixed_with(self, ops, images, labels, partners, draws):
+        weight = self.draw_weight(ops, self.option("alpha"), draws)
+        weight = ops.numpy.where(self.chance(ops, "share", draws), weight, 1.0)
+        return mixing.mixup(images, labels, partners, weight, ops)
+
+    def draw_weight(self, ops, alpha, draws):
+        return ops.random.beta((1,), alpha, alpha, "float32", seed=draws)[0]
+
+    def chance(self, ops, option, draws):
+        return ops.random.uniform((), seed=draws) < self.option(option)
+
+    def draw_centre(self, ops, images, draws):
+        height, width = images.shape[1:3]
+        return [ops.random.randint((), 0, side, seed=draws) for side in (height, width)]
+
+
+class CutMix(MixUp):
+    """CutMix as published: in --share of the batches (default: 0.5) one box for all
+    images, its area from Beta(--alpha, --alpha) (default: 1)"""
+
+    options = {"share": 0.5, "alpha": 1.0}
+
+    def mixed_with(self, ops, images, labels, partners, draws):
+        weight = self.draw_weight(ops, self.option("alpha"), draws)
+        weight = ops.numpy.where(self.chance(ops, "share", draws), weight, 1.0)
+        centre = self.draw_centre(ops, images, draws)
+        return mixing.cutmix(images, labels, partners, weight, centre, ops)
+
+
+class MixUpOrCutMix(MixUp):
+    """timm's default: each batch mixed by mixup (alpha 0.8) or by CutMix (alpha 1), by
+    turns of a coin, labels smoothed by --smoothing (default: 0.1)"""
+
+    options = {"smoothing": 0.1}
+    alphas = {"mixup": 0.8, "cutmix": 1.0}
+
+    def mixed_with(self, ops, images, labels, partners, draws):
+        first = ops.random.uniform((), seed=draws) < 0.5
+        for_mixup, for_cutmix = (
+            self.draw_weight(ops, alpha, draws) for alpha in self.alphas.values()
+        )
+        # A weight of 1 changes nothing: one of the two leaves the batch as it is.
+        for_mixup = ops.numpy.where(first, for_mixup, 1.0)
+        for_cutmix = ops.numpy.where(first, 1.0, for_cutmix)
+        batch = mixing.mixup(images, labels, partners, for_mixup, ops)
+        centre = self.draw_centre(ops, images, draws)
+        images, labels = mixing.cutmix(*batch, partners, for_cutmix, centre, ops)
+        smoothing = self.option("smoothing")
+        return images, (1 - smoothing) * labels + smoothing / self.num_classes
+
+
+class KerasMixUp(Drawn):
+    """keras.layers.MixUp, alpha 1: a weight of its own for each image"""
+
+    def layer(self, rate):
+        return keras.layers.MixUp(alpha=1.0, dtype="float32")
+
+    def mixed(self, layer, images, labels, draws):
+        images, labels = self.whole(images, labels)
         drawn = layer.get_random_transformation(images, seed=draws)
         mixed_images = layer.transform_images(images, drawn)
         mixed_labels = layer.transform_labels(labels, drawn)
-        return self.put_together(ops, images, labels, mixed_images, mixed_labels)
+        return self.put_together(
+            layer.backend, images, labels, mixed_images, mixed_labels
+        )
 
     def put_together(self, ops, images, labels, mixed_images, mixed_labels):
         return mixed_images, mixed_labels
 
 
-class CutMix(MixUp):
-    """keras.layers.CutMix"""
+class KerasCutMix(KerasMixUp):
+    """keras.layers.CutMix: a box of its own for each image"""
 
     def layer(self, rate):
         return keras.layers.CutMix(factor=1.0, dtype="float32")
 
 
-class RegMixup(MixUp):
+class RegMixup(KerasMixUp):
     """each batch clean, and mixed with weights from Beta(10, 10)"""
 
     def layer(self, rate):
@@ -154,41 +288,6 @@ class RegMixup(MixUp):
             ops.numpy.concatenate([images, mixed_images], axis=0),
             ops.numpy.concatenate([labels, mixed_labels], axis=0),
         )
-
-
-class KerasCVMixUp(Plain):
-    """keras_cv.layers.MixUp, alpha 1; draws other pairs when a run is resumed"""
-
-    def layer(self, rate):
-        import keras_cv
-
-        return keras_cv.layers.MixUp(alpha=1.0, seed=self.args.seed, dtype="float32")
-
-    def mix(self, batches, epoch):
-        layer = self.layer(0)
-
-        def mixed(images, labels):
-            import tensorflow as tf
-
-            images, labels = self.one_hot(tf.cast(images, "float32"), labels)
-            batch = layer({"images": images, "labels": labels})
-            return batch["images"], batch["labels"]
-
-        return batches.map(mixed)
-
-
-class KerasCVCutMix(KerasCVMixUp):
-    """keras_cv.layers.CutMix, alpha 1 (see its warning); resumed as kcv_mixup is"""
-
-    def layer(self, rate):
-        import keras_cv
-
-        print(
-            "Note: the labels of keras_cv.layers.CutMix count the whole box, also "
-            "where the image's border cuts it off; README.md beside cifar.py has the "
-            "figures."
-        )
-        return keras_cv.layers.CutMix(alpha=1.0, seed=self.args.seed, dtype="float32")
 
 
 class Draws(keras.random.SeedGenerator):
@@ -208,13 +307,15 @@ class Draws(keras.random.SeedGenerator):
 
 METHODS = {
     "erm": Plain,
+    "stopped_early": StoppedEarly,
     "label_smoothing": LabelSmoothing,
+    "ols": OnlineLabelSmoothing,
     "mixup": MixUp,
     "cutmix": CutMix,
-    "kcv_mixup": KerasCVMixUp,
-    "kcv_cutmix": KerasCVCutMix,
+    "mixup_or_cutmix": MixUpOrCutMix,
     "regmixup": RegMixup,
-    "ols": OnlineLabelSmoothing,
+    "keras_mixup": KerasMixUp,
+    "keras_cutmix": KerasCutMix,
     "mixavg_local": AveragedPairs,
     "mixavg": AveragedPairsWithTable,
 }
