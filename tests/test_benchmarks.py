@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GRIDS = sorted((ROOT / "benchmarks/grids").glob("*.toml"))
 
-for package in ("sklearn", "scipy", "matplotlib", "keras_cv", "tensorflow_datasets"):
+for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
     pytest.importorskip(package)
 
 import accuracy  # noqa: E402

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-for package in ("sklearn", "matplotlib", "keras_cv"):
+for package in ("sklearn", "matplotlib"):
     pytest.importorskip(package)
 
 import image_folder  # noqa: E402

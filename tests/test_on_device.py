@@ -29,7 +29,17 @@ from training.methods import METHODS  # noqa: E402
 # Of keras.layers.MixUp and CutMix.
 pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")
 
-NAMES = ["erm", "mixup", "cutmix", "regmixup", "mixavg"]  # each way to mix
+NAMES = [  # each way to mix
+    "erm",
+    "mixup",
+    "cutmix",
+    "mixup_or_cutmix",
+    "keras_mixup",
+    "keras_cutmix",
+    "regmixup",
+    "mixavg",
+]
+ALWAYS = {"cutmix": ["--share", "1"], "mixup_or_cutmix": ["--smoothing", "0"]}
 
 
 def arguments(*flags):
@@ -37,7 +47,8 @@ def arguments(*flags):
 
 
 def batches_of(name, images, labels, size, epoch=0, seed=0):
-    args = arguments("--method", name, "--seed", str(seed), "--out", "not/there")
+    flags = ["--method", name, "--seed", str(seed), *ALWAYS.get(name, ())]
+    args = arguments(*flags, "--out", "not/there")
     args.batch_size = size
     begins = on_device.Epoch()
     begins.on_epoch_begin(epoch)
@@ -58,7 +69,7 @@ def test_a_label_has_the_shares_that_the_image_has(name):
     np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
     seen = x.astype(float).mean(axis=(1, 2, 3)) / 16
     # A box is of whole pixels: of 16 lines one more or less, and 7 classes apart.
-    tolerance = 7 / 8 if name == "cutmix" else 0.04
+    tolerance = 7 / 8 if name == "keras_cutmix" else 0.04
     np.testing.assert_allclose(seen, y @ np.arange(8), atol=tolerance)
     if name == "mixavg":
         half = np.isclose(y.max(axis=1), 0.5).mean()
@@ -170,7 +181,7 @@ cifar.main(sys.argv[1:])
 
 @pytest.mark.parametrize(
     "flags",
-    [["--devices", "2"], ["--deterministic"], ["--method", "kcv_mixup"]],
+    [["--devices", "2"], ["--deterministic"]],
 )
 def test_what_needs_tf_data_is_refused(flags, capsys):
     with pytest.raises(SystemExit):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PICTURES = ["curves", "pairs", "reliability"]
 
-for package in ("sklearn", "matplotlib", "tensorflow_datasets", "keras_cv"):
+for package in ("sklearn", "matplotlib", "tensorflow_datasets"):
     pytest.importorskip(package)
 
 import cifar  # noqa: E402

@@ -322,13 +322,15 @@ METHODS = {
 
 NAMES = {  # for people: in tables, pictures and texts
     "erm": "plain training",
+    "stopped_early": "plain training, stopped early",
     "label_smoothing": "label smoothing",
+    "ols": "Online Label Smoothing",
     "mixup": "MixUp",
     "cutmix": "CutMix",
-    "kcv_mixup": "KerasCV's MixUp",
-    "kcv_cutmix": "KerasCV's CutMix",
+    "mixup_or_cutmix": "MixUp or CutMix",
     "regmixup": "RegMixup",
-    "ols": "Online Label Smoothing",
+    "keras_mixup": "keras.layers.MixUp",
+    "keras_cutmix": "keras.layers.CutMix",
     "mixavg_local": "averaged pairs",
     "mixavg": "MixAvg with global soft labels",
 }

@@ -1,0 +1,184 @@
+"""Mixup, CutMix and timm's default as published; plain training stopped early."""
+
+import math
+
+import cifar
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from training import data, fit, mixing
+from training.batches import BATCHES, Epoch
+from training.methods import METHODS
+
+from keras_mixavg import MixAvg
+
+pytestmark = pytest.mark.once
+
+
+def backend_of_keras():
+    return type(MixAvg(rate=0).backend)("tensorflow")
+
+
+def method(name, *flags, num_classes=8):
+    flags = ["--smoke", "--out", "not/there", "--method", name, *flags]
+    return METHODS[name](cifar.parse_arguments(flags), num_classes)
+
+
+def batch_of(rng, shape=(6, 9, 14, 3)):
+    images = rng.uniform(size=shape).astype("float32")
+    return images, np.eye(shape[0], dtype="float32"), rng.permutation(shape[0])
+
+
+# --- A given draw, pixel by pixel ----------------------------------------------------
+
+
+def pasted(images, labels, partners, weight, centre):
+    """CutMix of a batch: `rand_bbox` of the authors, and their labels."""
+    height, width = images.shape[1:3]
+    half_height = int(height * math.sqrt(1 - weight)) // 2
+    half_width = int(width * math.sqrt(1 - weight)) // 2
+    images, sources, count = images.copy(), images, 0
+    for row in range(height):
+        for column in range(width):
+            if (
+                centre[0] - half_height <= row < centre[0] + half_height
+                and centre[1] - half_width <= column < centre[1] + half_width
+            ):
+                images[:, row, column] = sources[partners, row, column]
+                count += 1
+    share = 1 - count / (height * width)
+    return images, share * labels + (1 - share) * labels[partners]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.13, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("centre", [(0, 0), (4, 7), (8, 13)])
+def test_cutmix_pastes_one_box_for_the_batch_and_weighs_its_pixels(rng, weight, centre):
+    images, labels, partners = batch_of(rng)
+    expected = pasted(images, labels, partners, weight, centre)
+    found = mixing.cutmix(
+        images, labels, partners, np.float32(weight), centre, backend_of_keras()
+    )
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
+def test_mixup_has_one_weight_for_the_batch(rng):
+    images, labels, partners = batch_of(rng)
+    found = mixing.mixup(images, labels, partners, np.float32(0.3), backend_of_keras())
+    for one, of in zip(found, (images, labels), strict=True):
+        np.testing.assert_allclose(one, 0.3 * of + 0.7 * of[partners], atol=1e-6)
+
+
+# --- What is drawn -------------------------------------------------------------------
+
+
+def label_shares(method, batches=300):
+    """The largest share in the labels of each batch, and its spread in the batch."""
+    images = np.zeros((16, 8, 8, 3), "uint8")
+    data = tf.data.Dataset.from_tensors((images, np.arange(16) % 8)).repeat(batches)
+    labels = np.stack(
+        [y for _, y in method.mix(data, Epoch().number).as_numpy_iterator()]
+    )
+    own = labels[:, np.arange(16), np.arange(16) % 8]
+    return own.min(axis=1)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_share_is_the_share_of_batches_that_are_mixed(name, share):
+    shares = label_shares(method(name, "--share", str(share)))
+    mixed = np.mean(shares < 1)
+    # Of 8 pixels a side, a box of less than a sixteenth of the area has none.
+    expected = share * (15 / 16 if name == "cutmix" else 1)
+    spread = math.sqrt(expected * (1 - expected) / len(shares))
+    assert abs(mixed - expected) <= 4 * spread
+
+
+def test_alpha_shapes_the_weights():
+    """Beta(a, a) has the variance 1 / (8 a + 4)."""
+    for alpha in (0.2, 1.0, 10.0):
+        shares = label_shares(method("mixup", "--alpha", str(alpha)), 600)
+        expected = 1 / (8 * alpha + 4)
+        assert np.var(shares) == pytest.approx(expected, rel=0.25)
+
+
+def test_timms_default_tosses_a_coin_and_smooths_labels():
+    smoothed = method("mixup_or_cutmix")
+    images = np.repeat(np.arange(16, dtype="uint8") * 16, 64 * 3)
+    images = images.reshape(16, 8, 8, 3)
+    batches = tf.data.Dataset.from_tensors((images, np.arange(16) % 8)).repeat(200)
+    cut = []
+    for x, y in smoothed.mix(batches, Epoch().number).as_numpy_iterator():
+        np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
+        assert y.min() >= 0.1 / 8 - 1e-6
+        cut.append(np.all(x % 16 == 0))  # colours of whole images alone
+    assert 0.35 < np.mean(cut) < 0.65
+
+
+def test_a_method_takes_its_own_options_alone(capsys):
+    for name, flag, text in (
+        ("erm", "--alpha", "--alpha is not for --method erm"),
+        ("mixup", "--smoothing", "--smoothing is not for --method mixup"),
+    ):
+        with pytest.raises(SystemExit):
+            method(name, flag, "0.5")
+        assert text in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        method("mixup", "--share", "2")
+    assert "--share must be from 0 to 1, not 2.0" in capsys.readouterr().err
+
+
+def test_whole_images_end_the_training():
+    """By the epoch that the callback tells, in the batches that `fit` trains on."""
+
+    class Last(METHODS["mixup"]):
+        mixed_share = 0.5
+
+    args = method("mixup").args
+    args.epochs, epoch = 4, Epoch()
+    batches = tf.data.Dataset.from_tensors((np.zeros((8, 4, 4, 3)), np.arange(8)))
+    mixed = Last(args, 8).mix(batches.repeat(3), epoch.number)
+    assert BATCHES > 3
+    for number in range(4):
+        epoch.on_epoch_begin(number)
+        whole = [y.max(axis=1).min() == 1 for _, y in mixed.as_numpy_iterator()]
+        assert all(whole) if number >= 2 else not all(whole)
+
+
+# --- Held-out images -----------------------------------------------------------------
+
+
+def test_held_out_images_are_the_same_for_every_seed_and_never_trained_on():
+    images, labels = np.arange(100), np.arange(100) % 5
+    (rest, _), (held_out, held_labels) = data.split(images, labels, 20, data.HELD_OUT)
+    again = data.split(images, labels, 20, data.HELD_OUT)[1][0]
+    np.testing.assert_array_equal(held_out, again)
+    assert sorted([*rest, *held_out]) == list(range(100))
+    np.testing.assert_array_equal(held_labels, held_out % 5)
+    with pytest.raises(SystemExit, match="100 images to hold out: there are only 100"):
+        data.split(images, labels, 100, 0)
+
+
+def test_plain_training_stopped_early_ends_with_the_best_validation_nll(tmp_path, rng):
+    """On labels that are noise: the best epoch is an early one."""
+    images = rng.integers(0, 256, (200, 8, 8, 3)).astype("uint8")
+    labels = rng.integers(0, 10, 200)
+    names = [str(number) for number in range(10)]
+    flags = ["--smoke", "--method", "stopped_early", "--out", str(tmp_path / "run")]
+    args = cifar.parse_arguments([*flags, "--quiet"])
+    args.train_examples, args.learning_rate, args.epochs = None, 0.5, 4
+    seen = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen[logs["val_nll"]] = self.model.get_weights()
+
+        def on_train_end(self, logs=None):
+            self.last = self.model
+
+    look = Look()
+    fit.train(args, (images, labels), (images, labels), names, extra=[look])
+    assert len(seen) == 4
+    for one, best in zip(look.last.get_weights(), seen[min(seen)], strict=True):
+        np.testing.assert_array_equal(one, best)
