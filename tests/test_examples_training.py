@@ -189,7 +189,7 @@ def test_the_method_is_all_that_a_method_changes():
         keras.utils.set_random_seed(args.seed)
         network = networks.tiny((16, 16, 3), 10, args.weight_decay)
         method = METHODS[name](args, 10)
-        model = fit.compiled(method.model(network), method.loss(), args, 1)
+        model = fit.compiled(method, network, args, 1)
         ((x, y),) = epoch_of(0, args)
         seen.append([x, y, *model.get_weights(), model.optimizer.get_config()])
     for one, other in zip(*seen, strict=True):
