@@ -11,37 +11,41 @@ import matplotlib.pyplot as plt
 import numpy as np
 import record
 from training import compare
+from training.methods import NAMES
 
 SCORES = {  # name: heading, factor, digits
-    "accuracy": ("accuracy %", 100, 2),
     "training": ("training accuracy %", 100, 1),
+    "accuracy": ("accuracy %", 100, 2),
     "nll": ("NLL, nats", 1, 3),
-    "scaled_nll": ("NLL scaled", 1, 3),
-    "ece": ("ECE %", 100, 2),
-    "scaled_ece": ("ECE scaled %", 100, 2),
+    "scaled_nll": ("NLL after one temperature", 1, 3),
+    "ece": ("ECE %", 100, 1),
 }
-WORDS = {  # of methods, for people
-    "erm": "plain training",
-    "mixup": "MixUp",
-    "label_smoothing": "label smoothing",
-    "cutmix": "CutMix",
-    "regmixup": "RegMixup",
-    "ols": "Online Label Smoothing",
-    "mixavg_local": "averaged pairs",
-    "mixavg": "pairs and table",
-}
+PLAIN, PAIRS = NAMES["erm"], NAMES["mixavg_local"]
+OURS = NAMES["mixavg"]  # at the package's defaults
+TURNS = "pairs and CutMix in turns"
+RIVALS = [  # those that may be the best rival of a setting
+    name
+    for method, name in NAMES.items()
+    if method not in ("erm", "stopped_early", "mixavg_local", "mixavg")
+]
+BEST_RIVAL = "the best rival"  # as a baseline
 
 
 def runs_of(name):
-    """The grid, and its finished runs as `{setting: {method: {seed: line}}}`."""
+    """The grid, how many runs it compares, and those that are finished.
+
+    Returns:
+        `(grid, total, {setting: {method: {seed: line}}})`.
+    """
     read, runs = grid.read(grid.GRIDS / f"{name}.toml")
     done = grid.finished()
     found = {s: {m: {} for m in read["methods"]} for s in read["settings"]}
     for run in runs:
         line = done.get(grid.key(run.options, run.seed))
-        if line:
+        if line and run.method in read["methods"]:
             found[run.setting][run.method][run.seed] = line
-    return read, len(runs), found
+    total = len(read["settings"]) * len(read["methods"]) * len(read["seeds"])
+    return read, total, found
 
 
 def value(line, score):
@@ -59,15 +63,20 @@ def values(runs, score):
     return {seed: number for seed, number in found.items() if number is not None}
 
 
-def known(plain):
-    """How much of its own images plain training knows, in %: the mean of its runs."""
-    return np.mean(list(values(plain, "training").values()))
+def mean(runs, score):
+    return float(np.mean(list(values(runs, score).values())))
 
 
 def difference(runs, baseline, score):
     return compare.difference(
         values(runs, score), values(baseline, score), SCORES[score][2]
     )
+
+
+def best_rival(methods):
+    """The name of the most accurate rival that has been run, or None."""
+    there = [name for name in RIVALS if methods.get(name)]
+    return max(there, key=lambda name: mean(methods[name], "accuracy"), default=None)
 
 
 # --- Tables --------------------------------------------------------------------------
@@ -113,75 +122,114 @@ def made_on(lines):
 
 
 def setting_table(methods, baselines):
+    """A row for each method, and its accuracy minus that of each baseline."""
     methods = {name: runs for name, runs in methods.items() if runs}
-    baselines = [name for name in baselines if name in methods]
+    baselines = {
+        name: best_rival(methods) if name == BEST_RIVAL else name for name in baselines
+    }
+    baselines = {name: of for name, of in baselines.items() if of in methods}
     header = ["method", "n", *(heading for heading, *_ in SCORES.values())]
-    header.append("epoch, x erm")
-    for baseline in baselines:
-        header += [f"accuracy - {baseline}", f"NLL - {baseline}"]
+    for name, of in baselines.items():
+        header.append(f"accuracy minus {name}" + f" ({of})" * (name == BEST_RIVAL))
     rows = []
     for method, runs in methods.items():
         rows.append([method, len(runs)])
         for score, (_, _, digits) in SCORES.items():
             found = list(values(runs, score).values())
             rows[-1].append(compare.mean_and_spread(found, digits) if found else "-")
-        rows[-1].append(times_plain(methods, runs))
-        for baseline in baselines:
-            rows[-1] += [
-                "-"
-                if method == baseline
-                else difference(runs, methods[baseline], score)
-                for score in ("accuracy", "nll")
-            ]
+        rows[-1] += [
+            "-" if method == of else difference(runs, methods[of], "accuracy")
+            for of in baselines.values()
+        ]
     return record.markdown(header, rows)
 
 
-def times_plain(methods, runs):
-    """The fastest epoch over that of plain training: runs shared the machine."""
-    if "erm" not in methods:
-        return "-"
-    fastest, plain = (
-        min(min(line["history"]["seconds"]) for line in some.values())
-        for some in (runs, methods["erm"])
-    )
-    return f"{fastest / plain:.2f}"
+def choices(name):
+    """What the rivals of a grid were tried with, and what each got, as a table."""
+    read, _, _ = runs_of(name)
+    done, rows = grid.finished(), []
+    for setting, of in read["settings"].items():
+        for method, own in read["methods"].items():
+            if "choose" not in own:
+                continue
+            options = {**read.get("common", {}), **of, **own}
+            runs, chosen = grid.choice(setting, method, options, read["choice"], done)
+            tried = {}
+            for run in runs:
+                line = done.get(grid.key(run.options, run.seed))
+                option = run.method.removeprefix(f"{method}, ")
+                tried.setdefault(option, []).append(line)
+            if not any(sum(tried.values(), [])):
+                continue
+            for option, candidate in zip(tried, own["choose"], strict=True):
+                lines = [line for line in tried[option] if line]
+                accuracies = [value(line, "accuracy") for line in lines]
+                is_it = chosen is not None and candidate.items() <= chosen.items()
+                rows.append(
+                    [setting, method, option, len(lines)]
+                    + [f"{np.mean(accuracies):.2f}" if lines else "-"]
+                    + ["yes" if is_it else ""]
+                )
+    header = ["setting", "method", "option", "n", "accuracy on held-out images %"]
+    return record.markdown([*header, "chosen"], rows)
 
 
-CLAIMED = {
-    "memorise": "mixavg, .5 fading",
-    "capacity": "mixavg, .5 fading",
-    "few_images": "mixavg, .5 fading",
-    "data": "mixavg, .5 fading",
-    "underfits": "mixavg, .1",
-}
-CLAIMS = [  # of the whole method: score, baseline
-    ("accuracy", "erm"),
-    ("accuracy", "mixup"),
-    ("accuracy", "cutmix"),
-    ("accuracy", "mixavg_local"),
-    ("nll", "erm"),
-]
+GRIDS_SHOWN = ("memorise", "fair", "capacity")
+
+
+def settings_shown():
+    """`(setting, methods)` of each setting that has runs of ours, no run twice; that
+    which plain training memorises best comes first."""
+    found, shown = [], set()
+    for name in GRIDS_SHOWN:
+        for setting, methods in runs_of(name)[2].items():
+            lines = methods.get(OURS, {}).values()
+            keys = {grid.key(line["options"], line["seed"]) for line in lines}
+            if methods.get(PLAIN) and not keys <= shown:
+                shown |= keys
+                found.append((setting, methods))
+    return sorted(found, key=lambda item: -mean(item[1][PLAIN], "training"))
+
+
+def summary():
+    """README.md's table: absolute accuracies, and what ours gains."""
+    header = ["data, network", "n", "training accuracy of plain training %"]
+    header += [PLAIN, "MixUp", "CutMix", PAIRS, f"**{OURS}**", "gain over plain"]
+    header += ["gain over the best rival", "NLL after one temperature, plain and ours"]
+    rows = []
+    for setting, methods in settings_shown():
+        plain, ours, rival = methods[PLAIN], methods[OURS], best_rival(methods)
+        rows.append([setting, len(ours), f"{mean(plain, 'training'):.0f}"])
+        for names in ([PLAIN], of_either("mixup"), of_either("cutmix"), [PAIRS]):
+            there = [methods[name] for name in names if methods.get(name)]
+            rows[-1].append(f"{mean(there[0], 'accuracy'):.1f}" if there else "-")
+        rows[-1].append(f"**{mean(ours, 'accuracy'):.1f}**")
+        rows[-1].append(difference(ours, plain, "accuracy"))
+        rows[-1].append(
+            f"{difference(ours, methods[rival], 'accuracy')}, {rival}" if rival else "-"
+        )
+        nll = [f"{mean(runs, 'scaled_nll'):.2f}" for runs in (plain, ours)]
+        rows[-1].append(", ".join(nll))
+    return record.markdown(header, rows)
+
+
+def of_either(method):
+    """The published method, or Keras' layer where only that has been run."""
+    return [NAMES[method], NAMES[f"keras_{method}"]]
 
 
 def claims():
-    """The differences that README.md speaks of, in each setting; no run twice."""
-    rows, shown = [], set()
-    for name, method in CLAIMED.items():
-        for setting, methods in runs_of(name)[2].items():
-            ours = methods[method]
-            keys = {grid.key(line["options"], line["seed"]) for line in ours.values()}
-            if keys <= shown:
-                continue
-            shown |= keys
-            rows.append([setting, len(ours), f"{known(methods['erm']):.0f}"])
-            rows[-1] += [
-                difference(ours, methods[base], score) if base in methods else "-"
-                for score, base in CLAIMS
-            ]
-    names = {"accuracy": "accuracy", "nll": "NLL"}
-    header = ["setting", "n", "plain training knows %"]
-    for score, baseline in CLAIMS:
-        header.append(f"{names[score]} - {WORDS[baseline]}")
+    """Each step of the method against the one before, in each setting."""
+    header = ["setting", "n", f"{PAIRS} - {PLAIN}", f"{OURS} - {PAIRS}"]
+    header += [f"{OURS} - {BEST_RIVAL}", f"{TURNS} - {OURS}"]
+    rows = []
+    for setting, methods in settings_shown():
+        steps = [(PAIRS, PLAIN), (OURS, PAIRS), (OURS, best_rival(methods))]
+        rows.append([setting, len(methods[OURS])])
+        rows[-1] += [
+            difference(methods.get(one, {}), methods.get(other, {}), "accuracy")
+            for one, other in [*steps, (TURNS, OURS)]
+        ]
     return record.markdown(header, rows)
 
 
@@ -196,15 +244,10 @@ def plot(name):
         record.save(PLOTS[kind](found), f"{name}_{kind}")
 
 
-def in_words(method):
-    """`"mixavg, .75 fading"` as `"pairs and table, .75 fading"`."""
-    head = method.replace(",", " ").split()[0]
-    return method.replace(head, WORDS.get(head, head), 1)
-
-
 def style(i, method):
     """Ours stands out."""
-    return {"color": f"C{i}", "ls": "-" if "mixavg" in method else "--", "marker": "o"}
+    ours = method in (PAIRS, OURS) or "pairs" in method or "whole images" in method
+    return {"color": f"C{i}", "ls": "-" if ours else "--", "marker": "o"}
 
 
 def draw_accuracy(found):
@@ -222,59 +265,54 @@ def draw_accuracy(found):
         squeeze=False,
         layout="constrained",
     )
-    figure.suptitle("Which method is the most accurate, and which knows what it knows?")
+    figure.suptitle("Which method is the most accurate, and which has the best NLL?")
     panels = [(score, *of) for score in ("accuracy", "nll") for of in found.items()]
     for ax, (score, setting, methods) in zip(axes.flat, panels, strict=True):
         for i, name in enumerate(names):
             points = list(values(methods[name], score).values())
             if points:
-                color = "C1" if "mixavg" in name else "C0"
+                color = "C1" if style(i, name)["ls"] == "-" else "C0"
                 ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
                 ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
         ax.set(title=fill(setting, 24), xlabel=f"test {SCORES[score][0]}")
-        ax.set_yticks(range(len(names)), [in_words(name) for name in names])
+        ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(alpha=0.3)
     return figure
 
 
-def draw_regime(found):
-    """What each method gains, against how much of its images plain training knows."""
-    figure, ax = plt.subplots(figsize=(8, 4.4), layout="constrained")
-    figure.suptitle("Is it for a network that memorises, or for one that underfits?")
-    places = {
-        setting: known(methods["erm"])
-        for setting, methods in found.items()
-        if methods["erm"]
-    }
-    names = [name for name in next(iter(found.values())) if name != "erm"]
-    for i, name in enumerate(names):
-        points = []
-        for setting, x in places.items():
-            ours, plain = (values(found[setting][m], "accuracy") for m in (name, "erm"))
-            if seeds := sorted(set(ours) & set(plain)):
-                mean, half = compare.interval([ours[s] - plain[s] for s in seeds])
-                beside = 0.5 * (i - (len(names) - 1) / 2)  # the other methods
-                points.append((x + beside, mean, half if np.isfinite(half) else 0))
-        if points:
-            x, y, half = zip(*sorted(points), strict=True)
-            ax.errorbar(x, y, half, **style(i, name), capsize=3, label=in_words(name))
-    ax.axhline(0, color="k", lw=1)
-    last = [fill(setting.split(", ")[-1], 10) for setting in places]
-    top = ax.secondary_xaxis("top")
-    top.set_xticks(list(places.values()), last, fontsize="x-small")
-    ax.set(
-        xlabel="training accuracy of plain training, %",
-        ylabel="test accuracy minus plain training's, points",
-    )
-    ax.grid(alpha=0.3)
-    figure.legend(loc="outside right center")
+def draw_gains():
+    """What four methods gain over plain training, in each setting."""
+    shown = settings_shown()
+    colours = {"MixUp": "C0", "CutMix": "C2", PAIRS: "0.45", OURS: "C1"}
+    height = 1.6 + 0.75 * len(shown)
+    figure, ax = plt.subplots(figsize=(8, height), layout="constrained")
+    figure.suptitle("How much more accurate than plain training?")
+    for row, (_, methods) in enumerate(shown):
+        plain = values(methods[PLAIN], "accuracy")
+        of = [of_either("mixup"), of_either("cutmix"), [PAIRS], [OURS]]
+        for i, (names, colour) in enumerate(zip(of, colours.values(), strict=True)):
+            runs = next((methods[n] for n in names if methods.get(n)), {})
+            ours = values(runs, "accuracy")
+            if seeds := sorted(set(plain) & set(ours)):
+                gain, half = compare.interval([ours[s] - plain[s] for s in seeds])
+                half = half if np.isfinite(half) else 0
+                y = row + 0.18 * (i - 1.5)
+                ax.errorbar(gain, y, xerr=half, fmt="o", ms=5, c=colour, capsize=3)
+    for label, colour in colours.items():
+        ax.plot([], [], "o", c=colour, label=label)
+    ax.axvline(0, color="k", lw=1)
+    ax.set_yticks(range(len(shown)), [fill(setting, 26) for setting, _ in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.set_xlabel("accuracy minus that of plain training, points; bars: 95 %, paired")
+    ax.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
 def draw_reliability(found):
     figure, ax = plt.subplots(figsize=(5.5, 4.8), layout="constrained")
-    figure.suptitle("Is a prediction as likely as it says?")
+    figure.suptitle("Is a prediction right as often as it says?")
     ax.plot([0, 1], [0, 1], "k--", lw=1)
     setting, methods = list(found.items())[-1]
     for i, (name, runs) in enumerate(methods.items()):
@@ -285,7 +323,7 @@ def draw_reliability(found):
         p, right, count = points[points[:, 2] >= 20].T
         if len(count):
             ax.plot(p / count, right / count, **style(i, name), ms=4, lw=1)
-            ax.lines[-1].set_label(in_words(name))
+            ax.lines[-1].set_label(name)
     ax.set(
         title=setting,
         xlabel="winning probability",
@@ -303,12 +341,12 @@ def draw_curves(found):
     figure.suptitle(f"{setting}: what happens over the epochs?")
     for i, (name, runs) in enumerate(methods.items()):
         for ax, key in zip(axes, ("val_loss", "val_accuracy"), strict=True):
-            if not runs or (name, key) == ("label_smoothing", "val_loss"):
+            if not runs or (name, key) == (NAMES["label_smoothing"], "val_loss"):
                 continue  # Keras smooths the labels of the validation data too
             curves = [line["history"][key] for line in runs.values()]
             mean = np.mean(np.array(curves, float), axis=0)
             seen = np.flatnonzero(~np.isnan(mean))
-            ax.plot(1 + seen, mean[seen], **style(i, name), ms=3, label=in_words(name))
+            ax.plot(1 + seen, mean[seen], **style(i, name), ms=3, label=name)
     axes[0].set(xlabel="epoch", ylabel="test NLL + weight decay, nats")
     axes[1].set(xlabel="epoch", ylabel="test accuracy")
     for ax in axes:
@@ -319,7 +357,6 @@ def draw_curves(found):
 
 PLOTS = {
     "accuracy": draw_accuracy,
-    "regime": draw_regime,
     "reliability": draw_reliability,
     "curves": draw_curves,
 }

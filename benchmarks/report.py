@@ -5,7 +5,8 @@
 
 What stands between `<!-- NAME -->` and `<!-- end -->`, in README.md beside this file
 and in the project's, is made here, the rest is written by hand. NAME is that of a
-benchmark, `grid: GRID`, or `claims`. Each table says which command made its figures.
+benchmark, `grid: GRID`, `choices: GRID`, `summary` or `claims`. Each table says which
+command made its figures.
 """
 
 import argparse
@@ -20,9 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import accuracy  # noqa: E402
 import checkpoint  # noqa: E402
-import cutmix_labels  # noqa: E402
 import input_pipeline  # noqa: E402
-import network_speed  # noqa: E402
 import record  # noqa: E402
 import training_step  # noqa: E402
 
@@ -30,17 +29,21 @@ READMES = [record.BENCHMARKS / "README.md", record.ROOT / "README.md"]
 BLOCK = re.compile(r"(<!-- ([\w: ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BENCHMARKS = {
     "checkpoint": checkpoint,
-    "cutmix_labels": cutmix_labels,
     "input_pipeline": input_pipeline,
-    "network_speed": network_speed,
     "training_step": training_step,
 }
 
 
 def made(name, draw):
     """The text of a part, and its plots if asked for."""
+    if name == "summary":
+        if draw:
+            record.save(accuracy.draw_gains(), "gains")
+        return accuracy.summary()
     if name == "claims":
         return accuracy.claims()
+    if name.startswith("choices: "):
+        return accuracy.choices(name.removeprefix("choices: "))
     if name.startswith("grid: "):
         name = name.removeprefix("grid: ")
         if draw:

@@ -59,8 +59,11 @@ def test_every_run_of_every_grid_is_one_that_the_program_takes(
     monkeypatch.setenv("KERAS_BACKEND", backend)  # which reading a run's options sets
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     cells = len(read["settings"]) * len(read["methods"])
-    assert len({run.name for run in runs}) == len(runs) == cells * len(read["seeds"])
-    assert set(read["baselines"]) <= set(read["methods"])
+    assert len({run.name for run in runs}) == len(runs)
+    compared = [run for run in runs if run.method in read["methods"]]
+    if "choice" not in read:
+        assert len(compared) == len(runs) == cells * len(read["seeds"])
+    assert set(read["baselines"]) <= {*read["methods"], accuracy.BEST_RIVAL}
     assert set(read.get("plots", [])) <= set(accuracy.PLOTS)
     for run in runs:
         options = {**run.options, "out": tmp_path / "new", "seed": run.seed}
@@ -80,6 +83,56 @@ def test_a_grid_is_read_seed_by_seed_and_later_options_win(tmp_path):
     ]
     assert runs[2].options == {"smoke": True, "method": "erm", "label-noise": 0.5}
     assert runs[3].options["label-noise"] == 0.25
+
+
+CHOOSING = """
+title = "one"
+seeds = [0]
+baselines = ["plain training"]
+[choice]
+held-out = 300
+seeds = [7, 8]
+[common]
+smoke = true
+[settings.digits]
+[methods."plain training"]
+method = "erm"
+[methods.MixUp]
+method = "mixup"
+choose = [{ alpha = 0.2 }, { share = 0.5 }]
+"""
+
+
+def test_options_are_chosen_on_held_out_images_before_a_method_is_compared(tmp_path):
+    path, results = tmp_path / "grid.toml", tmp_path / "runs.jsonl"
+    path.write_text(CHOOSING)
+    _, runs = grid.read(path, results=results)
+    choosing = [run for run in runs if run.options.get("held-out") == 300]
+    assert [run.name for run in choosing] == [
+        f"digits/MixUp, {option}-{seed}"
+        for option in ("alpha 0.2", "share 0.5")
+        for seed in (7, 8)
+    ]
+    assert [run.name for run in runs if run not in choosing] == [
+        "digits/plain training-0"
+    ]
+    for run, accuracy_ in zip(choosing, [0.5, 0.7, 0.4, 0.9], strict=True):
+        test = {"accuracy": accuracy_}
+        line = {"options": run.options, "seed": run.seed, "test": test}
+        _, before = grid.read(path, results=results)
+        assert all(run.method != "MixUp" for run in before)
+        grid.append(line, results)
+    _, runs = grid.read(path, results=results)
+    (chosen,) = (run for run in runs if run.method == "MixUp")
+    assert chosen.options == {"smoke": True, "method": "mixup", "share": 0.5}
+    assert chosen.seed == 0
+
+
+def test_a_choice_needs_to_be_said_how(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(CHOOSING.replace("[choice]\nheld-out = 300\nseeds = [7, 8]", ""))
+    with pytest.raises(SystemExit, match="`choice` goes with `choose`"):
+        grid.read(path)
 
 
 @pytest.mark.parametrize(
@@ -213,20 +266,48 @@ def line(accuracy, training, scaled=True, **more):
 
 
 RUNS = {
-    "erm": {seed: line(0.5 + seed / 100, 0.99) for seed in range(3)},
-    "mixavg, .5": {seed: line(0.53 + seed / 100, 0.7, False) for seed in range(3)},
+    "plain training": {seed: line(0.5 + seed / 100, 0.99) for seed in range(3)},
+    "averaged pairs": {seed: line(0.53 + seed / 100, 0.7, False) for seed in range(3)},
+    "MixUp": {seed: line(0.51 + seed / 100, 0.7) for seed in range(3)},
+    "CutMix": {seed: line(0.52 + seed / 100, 0.7) for seed in range(3)},
+    "MixAvg with global soft labels": {
+        seed: line(0.55 + seed / 50, 0.7) for seed in range(3)
+    },
     "not yet": {},
 }
 
 
+def cells(row):
+    return [cell.strip() for cell in row.strip("| ").split("|")]
+
+
 def test_a_table_has_the_means_and_the_differences_of_what_is_there():
-    text = accuracy.setting_table(RUNS, ["erm", "not yet"])
-    header, _, plain, ours = (row.split(" | ") for row in text.splitlines())
-    assert plain[:8] == ["| erm", "3", "51.00 ± 1.00", "99.0 ± 0.0", "1.490 ± 0.010",
-                         "1.500 ± 0.000", "10.00 ± 0.00", "2.00 ± 0.00"]  # fmt: skip
-    assert header[5] == "NLL scaled" and ours[5] == ours[7] == "-"
-    assert ours[8] == "1.00" and ours[9] == "**+3.00 [+3.00, +3.00]**"
-    assert plain[9] == "-" and len(header) == 11
+    baselines = ["plain training", "the best rival", "not yet"]
+    text = accuracy.setting_table(RUNS, baselines)
+    header, _, plain, pairs, *_, ours = map(cells, text.splitlines())
+    assert plain[:7] == ["plain training", "3", "99.0 ± 0.0", "51.00 ± 1.00",
+                         "1.490 ± 0.010", "1.500 ± 0.000", "10.0 ± 0.0"]  # fmt: skip
+    assert header[5] == "NLL after one temperature" and pairs[5] == "-"
+    assert header[7:] == [
+        "accuracy minus plain training",
+        "accuracy minus the best rival (CutMix)",
+    ]
+    assert plain[7] == "-" and pairs[7] == "**+3.00 [+3.00, +3.00]**"
+    assert ours[8] == "**+4.00 [+1.52, +6.48]**"  # 3, 4 and 5; 4.303 / sqrt(3)
+
+
+def test_the_summary_has_absolute_accuracies_and_names_the_best_rival(monkeypatch):
+    less = {**RUNS, "plain training": {0: line(0.4, 0.6)}, "CutMix": {}}
+    shown = [("one", RUNS), ("two", less)]
+    monkeypatch.setattr(accuracy, "settings_shown", lambda: shown)
+    header, _, one, two = map(cells, accuracy.summary().splitlines())
+    assert one[:8] == ["one", "3", "99", "51.0", "52.0", "53.0", "54.0", "**57.0**"]
+    assert one[8] == "**+6.00 [+3.52, +8.48]**" and one[9].endswith(", CutMix")
+    assert two[5] == "-" and two[9].endswith(", MixUp")
+    assert two[2] == "60" and two[8] == "+15.00"
+    steps = cells(accuracy.claims().splitlines()[2])
+    assert steps[2:] == ["**+3.00 [+3.00, +3.00]**", "+3.00 [+0.52, +5.48]".join(
+        ["**", "**"]), "**+4.00 [+1.52, +6.48]**", "-"]  # fmt: skip
 
 
 def test_a_table_names_every_machine_and_how_many_runs_it_made():
@@ -243,18 +324,29 @@ def test_a_table_names_every_machine_and_how_many_runs_it_made():
 
 
 def test_a_table_says_of_each_setting_how_many_test_images_it_has():
-    text = accuracy.table("underfits")
-    assert "*CIFAR-10, 200 a class, 0.31 M parameters; 2,000 test images*" in text
-    assert "*CIFAR-100, 100 a class, 20 epochs; 10,000 test images*" in text
+    text = accuracy.table("memorise")
+    assert "*CIFAR-100, 100 a class, 1.19 M parameters; 10,000 test images*" in text
 
 
 @pytest.mark.parametrize("kind", accuracy.PLOTS)
 def test_every_plot_shows_every_method_in_words(kind):
     figure = accuracy.PLOTS[kind]({"first": RUNS, "second": RUNS})
     texts = [text.get_text() for text in figure.findobj(Text)]
-    assert "pairs and table, .5" in texts
-    assert ("plain training" in texts) == (kind != "regime")
+    assert {name for name in RUNS if RUNS[name]} <= set(texts)
     assert any(text.endswith("?") for text in texts)
+    plt.close(figure)
+
+
+def test_the_picture_of_gains_joins_nothing_and_has_a_bar_for_each(monkeypatch):
+    monkeypatch.setattr(accuracy, "settings_shown", lambda: [("first", RUNS)])
+    figure = accuracy.draw_gains()
+    (axes,) = figure.axes
+    for line_ in axes.lines:  # the line at zero, and points
+        assert len(set(line_.get_xdata())) <= 1
+    points = [c.lines[0].get_xdata()[0] for c in axes.containers]
+    np.testing.assert_allclose(points, [1, 2, 3, 6])
+    bars = [c.lines[2][0].get_segments()[0][:, 0] for c in axes.containers]
+    np.testing.assert_allclose(bars[3], [3.516, 8.484], atol=1e-3)
     plt.close(figure)
 
 
@@ -267,7 +359,9 @@ def test_the_tables_of_the_readme_are_what_the_results_say(path):
 def test_the_report_notices_a_figure_that_no_result_has():
     text = report.READMES[0].read_text()
     (methods,) = accuracy.runs_of("memorise")[2].values()
-    mean = np.mean(list(accuracy.values(methods["erm"], "accuracy").values()))
+    mean = np.mean(
+        list(accuracy.values(methods["plain training"], "accuracy").values())
+    )
     changed = text.replace(f"| {mean:.2f}"[:4], "| 99")
     assert changed != text
     assert report.render(changed) == text

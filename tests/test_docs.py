@@ -20,6 +20,7 @@ for package in ("jupytext", "latex2mathml", "nbformat", "sklearn", "matplotlib")
 ROOT = Path(__file__).parent.parent
 import mathml  # noqa: E402
 import notebooks  # noqa: E402
+from training import compare  # noqa: E402
 
 pytestmark = pytest.mark.once
 
@@ -190,28 +191,14 @@ def test_the_figures_on_checkpoints_are_the_recorded_run():
 
 
 def test_the_figures_of_the_examples_are_the_recorded_runs():
+    accuracy = pytest.importorskip("accuracy")
     text = (ROOT / "examples/README.md").read_text()
-    folder = ROOT / "benchmarks/results/examples"
-    for method in ("erm", "mixavg"):
-        runs = [
-            json.loads(file.read_text())
-            for file in sorted(folder.glob(f"cifar10-small-2000-{method}-*.json"))
+    (methods,) = accuracy.runs_of("memorise")[2].values()
+    for name in (accuracy.PLAIN, accuracy.OURS):
+        runs = methods[name]
+        shown = [
+            compare.mean_and_spread(list(accuracy.values(runs, score).values()), digits)
+            for score, digits in (("accuracy", 1), ("nll", 3), ("ece", 1))
         ]
-        shown = []
-        for name, scale, digits in (
-            ("accuracy", 100, 1),
-            ("nll", 1, 3),
-            ("ece", 100, 1),
-        ):
-            values = [scale * run["test"][name] for run in runs]
-            mean, spread = np.mean(values), np.std(values, ddof=1)
-            shown.append(f"{mean:.{digits}f} ± {spread:.{digits}f}")
-        accuracy, nll, ece = shown
-        expected = f"accuracy {accuracy} %, NLL {nll}, ECE {ece} %, n = {len(runs)}"
-        assert expected in text
-    tiny = folder / "tiny_imagenet-subset-small-mixavg-0.json"
-    accuracy = json.loads(tiny.read_text())["test"]["accuracy"]
-    assert f"accuracy {100 * accuracy:.1f} %, n = 1" in text
-    rows = json.loads((ROOT / "benchmarks/results/cutmix_labels.json").read_text())
-    theirs = rows["rows"][1]
-    assert f"{theirs['mean']:.2f} in the mean and by up to {theirs['max']:.2f}" in text
+        expected = "accuracy {} %, NLL {}, ECE {} %".format(*shown)
+        assert f"{expected}, n = {len(runs)}" in text
