@@ -1,7 +1,7 @@
 """Draw the picture of the front page: four photographs, their pairs, and their targets.
 
-The global soft labels are those of a small network after twelve epochs of `fit` on small
-crops of the photographs.
+The global soft labels are those of a small network after twelve epochs of `fit` on
+small crops of the photographs.
 
     python docs/_site/photographs.py    # writes docs/pictures/photographs.jpg
 
