@@ -33,12 +33,12 @@ from keras_mixavg.saved_state import SAVED
 pytestmark = pytest.mark.numerical
 
 BACKEND = keras.backend.backend()
-EPOCHS = 4
+EPOCHS = 3
 
 
 def training_batches():
     rng = np.random.default_rng(0)
-    return averaged_batches(rng, sizes=(8, 8, 8, 5), weighted=True)
+    return averaged_batches(rng, sizes=(8, 8, 5), weighted=True)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_resume_from_an_epochs_backup_is_as_if_never_killed(
             fit(model, batches, in_order(order, backup(), [Kill(epoch, batch)]))
     model = new_model()
     history = fit(model, batches, in_order(order, backup()))
-    assert history.epoch == [2, 3]
+    assert history.epoch == [2]
     assert_trained_alike(everything(model), whole)
 
 
@@ -192,10 +192,10 @@ def test_resume_by_checkpointed_weights(batches, whole, tmp_path):
     path = tmp_path / "{epoch}.weights.h5"
     for order in ORDERS:
         checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
-        fit(new_model(), batches, in_order(order, checkpoint), epochs=3)
+        fit(new_model(), batches, in_order(order, checkpoint), epochs=2)
         model = new_model()
-        model.load_weights(tmp_path / "3.weights.h5")
-        fit(model, batches, [GlobalSoftLabel()], initial_epoch=3)
+        model.load_weights(tmp_path / "2.weights.h5")
+        fit(model, batches, [GlobalSoftLabel()], initial_epoch=2)
         assert_trained_alike(everything(model), whole)
 
 
@@ -446,7 +446,7 @@ def test_a_truncated_backup_falls_back_to_the_one_before(batches, whole, tmp_pat
         return keras.callbacks.BackupAndRestore(tmp_path, double_checkpoint=True)
 
     with pytest.raises(Killed):
-        fit(new_model(), batches, [GlobalSoftLabel(), backup(), Kill(3, 1)])
+        fit(new_model(), batches, [GlobalSoftLabel(), backup(), Kill(2, 1)])
     latest = tmp_path / "latest.weights.h5"
     latest.write_bytes(latest.read_bytes()[:1000])
     model = new_model()
