@@ -52,18 +52,21 @@ def test_the_bins_of_the_scores_give_the_calibration_error(rng):
     assert np.sum(count * right) / 200 == pytest.approx(found["accuracy"])
 
 
-def test_one_temperature_mends_modesty_and_nothing_else(rng):
+def test_one_temperature_mends_underconfidence_and_nothing_else(rng):
     """Logits that are right but for a factor, against ones that are noise."""
     logits = 2 * rng.normal(size=(4000, 5))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.array([rng.choice(5, p=row) for row in p])
     right = scores(logits, labels)
-    modest = scores(logits / 4, labels)
-    assert modest["nll"] > right["nll"] + 0.2 and modest["ece"] > right["ece"] + 0.1
-    assert modest["scaled_nll"] == pytest.approx(right["scaled_nll"], abs=1e-4)
-    assert modest["scaled_ece"] < 0.03
-    np.testing.assert_allclose(modest["temperatures"], 0.25, rtol=0.1)
-    assert modest["accuracy"] == right["accuracy"]
+    underconfident = scores(logits / 4, labels)
+    assert (
+        underconfident["nll"] > right["nll"] + 0.2
+        and underconfident["ece"] > right["ece"] + 0.1
+    )
+    assert underconfident["scaled_nll"] == pytest.approx(right["scaled_nll"], abs=1e-4)
+    assert underconfident["scaled_ece"] < 0.03
+    np.testing.assert_allclose(underconfident["temperatures"], 0.25, rtol=0.1)
+    assert underconfident["accuracy"] == right["accuracy"]
     wrong = scores(rng.normal(size=(4000, 5)), labels)
     assert wrong["scaled_nll"] > np.log(5) - 0.02
 

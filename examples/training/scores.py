@@ -70,9 +70,10 @@ def calibration(probabilities, labels):
 def temperature_scaled(logits, labels):
     """Each half of the samples over the temperature that suits the other half best.
 
-    Tells a network that is only too modest, or too sure, from one that is wrong. The
-    halves are the samples of even and of odd number, and one scalar for each is fitted
-    by NLL (arXiv 1706.04599, section 4.2). Returns the logits and the two temperatures.
+    Separates a network that is underconfident or overconfident from one that is
+    wrong. The halves are the samples of even and of odd number, and one scalar for
+    each is fitted by NLL (arXiv 1706.04599, section 4.2). Returns the logits and the
+    two temperatures.
     """
     logits = np.asarray(logits, "float64")
     scaled, temperatures = np.empty_like(logits), []
