@@ -1,263 +1,410 @@
-"""Does it help on my images? Train on a folder of them, three ways, and compare.
+"""Does it help on my images? Train on a folder of them, four ways, and compare.
 
-    python examples/image_folder.py DIR                    # a folder for each class
-    python examples/image_folder.py DIR --validation DIR2 --image-size 96 --epochs 100
-    python examples/image_folder.py DIR --network EfficientNetV2B0 --image-size 128
+    python examples/image_folder.py DIR               # a folder of class folders
+    python examples/image_folder.py DIR --flip none   # digits, text: what has a left
+    python examples/image_folder.py DIR --network EfficientNetV2B0 --weights imagenet
+    python examples/image_folder.py DIR --image-size 64 --epochs 30     # a first look
 
-Plain training (`erm`), mixup and averaged pairs with soft labels (`mixavg`) train from
-scratch, with `--seeds` seeds each and the same images in the same order. What comes out
-is a table of paired differences with 95 % intervals, whether plain training memorises
-your images or underfits, what to do about it, and pictures. Everything goes to --out; a
-comparison that was stopped goes on with the same command.
+Plain training, MixUp, CutMix and MixAvg with global soft labels, from scratch or from a
+network that was trained on something else, each in the same runs: same seeds, same
+images in the same order. Each image is tested once, by networks that have not seen it.
+What comes out is an answer in words with 95 % intervals, why it came out so, the next
+command, and pictures: on the terminal, and as one HTML page in --out. It ends early
+where more runs would change nothing. A comparison that was stopped goes on with the
+same command.
 """
 
 import argparse
 import copy
-import functools
 import json
-from collections import Counter
+import os
+import shlex
+import sys
+import time
 from pathlib import Path
 
-from training import arguments, compare, fit, record  # first: it chooses the backend
-from training.methods import METHODS
+from training import arguments, fit, record  # first: it chooses the backend
+from training.methods import METHODS, in_words
 
 # isort: split
 import keras
 import numpy as np
-import tensorflow as tf
+from training import answer, folder, networks, page, pictures
 
-READ = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # by image_dataset_from_directory
-LISTED = 5  # at the most, in a message
+FEW = 5000  # images, up to which each is tested
+DISAGREE = 0.25  # of the images, on which two networks typically differ
+LONG = 3600  # seconds, from which a smaller image size is worth a word
+SMOKE = {"epochs": 2, "warmup_epochs": 1, "head_epochs": 1, "runs": 3}
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.set_defaults(**vars(arguments.parser(None).parse_args([])))
     add = parser.add_argument
     # fmt: off
     add("folder", type=Path, metavar="DIR", help="a folder of class folders of images")
-    add("--validation", type=Path, metavar="DIR", help="another such folder to test on")
-    add("--validation-split", type=float, default=0.2, metavar="SHARE",
-        help="of the images to test on, without --validation; for each seed others "
-        "(default: 0.2)")
-    add("--image-size", type=int, default=64, metavar="PIXELS",
-        help="side of the square that images are cut and scaled to (default: 64)")
-    add("--seeds", type=int, default=3, metavar="N",
-        help="runs of each method; an interval takes three (default: 3)")
-    add("--methods", nargs="+", default=["erm", "mixup", "mixavg"], dest="compared",
-        choices=list(METHODS), metavar="METHOD", help="(default: erm mixup mixavg)")
-    add("--out", type=Path, metavar="DIR", help="default: runs/folder-DIR")
+    add("--validation", type=Path, metavar="DIR",
+        help="another such folder to test on (default: none, for cross-validation)")
+    add("--folds", type=int, default=5, metavar="K",
+        help="parts of the cross-validation: a run trains on all but one, and is "
+        "tested on that one (default: %(default)s)")
+    add("--runs", type=int, metavar="N",
+        help="of each method (default: as many as parts, so that each image is tested "
+        f"once; 3 with --validation, and from {FEW:,} images on)")
+    add("--image-size", type=int, metavar="PIXELS",
+        help="side of the square that images are cut and scaled to (default: that of "
+        "the images, from {} to {})".format(*folder.SIDES))
+    add("--methods", nargs="+", default=["erm", "mixup", "cutmix", "mixavg"],
+        dest="compared", choices=list(METHODS), metavar="METHOD",
+        help=f"{', '.join(f'{name} ({in_words(name)})' for name in METHODS)}; erm is "
+        "always among them (default: erm mixup cutmix mixavg)")
+    add("--all-runs", action="store_true",
+        help="make all runs, also where they would change nothing (default: no)")
+    add("--smoke", action="store_true",
+        help="does it run? two epochs, random weights, no answer (default: no)")
+    add("--out", type=Path, metavar="DIR", help="of the results (default: runs/folder-DIR)")
     # fmt: on
     arguments.add_training(parser)
-    parser.set_defaults(network="fast", epochs=60, batch_size=64, quiet=True)
+    parser.set_defaults(
+        network="fast", epochs=60, batch_size=64, shift=None, quiet=True
+    )
     args = parser.parse_args(argv)
+    if "erm" not in args.compared:
+        args.compared = ["erm", *args.compared]
     arguments.check(args, parser)
-    if not 0 < args.validation_split < 1:
-        parser.error("--validation-split must be between 0 and 1")
-    for name in ("seeds", "image_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    for name, least in (("runs", 1), ("image_size", 1), ("folds", 2)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
+    if args.smoke:
+        vars(args).update(SMOKE)
     args.out = args.out or Path("runs") / f"folder-{args.folder.resolve().name}"
     return args
 
 
-# --- The images ----------------------------------------------------------------------
+# --- The plan ------------------------------------------------------------------------
 
 
-def class_folders(folder):
-    """The class folders, or a message that says what is wrong with them."""
-    if not folder.is_dir():
-        raise SystemExit(f"{folder} is no folder.")
-    folders = sorted(
-        f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")
-    )
-    names = [f.name for f in folders]
-    if len(folders) < 2:
-        raise SystemExit(
-            f"{folder} must have a folder of images for each of at least two classes. "
-            f"Found: {names or 'no folder'}."
-        )
-    folded = Counter(name.casefold() for name in names)
-    twice = [name for name in names if folded[name.casefold()] > 1]
-    if twice:
-        raise SystemExit(
-            f"Class folders of {folder} differ only by case: {', '.join(twice)}. "
-            "Rename one, or move its images to the other."
-        )
-    empty = [f.name for f in folders if not images_in(f)]
-    if empty:
-        raise SystemExit(
-            f"Class folders of {folder} without an image ({', '.join(READ)}): "
-            f"{', '.join(empty)}. Add images or remove the folders."
-        )
-    return folders
-
-
-def images_in(folder):
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ)
-
-
-def check_images(folders):
-    """Read every image once, so that none ends the training hours later."""
-    broken, others = [], Counter()
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and path.suffix.lower() not in READ:
-                others[path.suffix.lower() or "no ending"] += 1
-        for path in images_in(folder):
-            try:
-                tf.io.decode_image(path.read_bytes(), expand_animations=False)
-            except (tf.errors.OpError, OSError):
-                broken.append(path)
-    if broken:
-        listed = "\n    ".join(map(str, broken[:LISTED]))
-        raise SystemExit(
-            f"Images that cannot be read: {len(broken)}, the first\n    {listed}\n"
-            "Repair or remove them and start again; nothing has been trained."
-        )
-    if others:
-        found = ", ".join(f"{count} {ending}" for ending, count in others.items())
-        print(f"Left out, since they are no images that Keras reads: {found}.")
-
-
-def load(args):
-    """Training images and labels, test images and labels, names of the classes."""
-    names = [f.name for f in class_folders(args.folder)]
-    images, labels = read(args.folder, args.image_size)
+def survey(args):
+    """What is in the folders, after everything that can be wrong with them."""
+    found = folder.survey(args.folder)
     if args.validation:
-        return (images, labels), read(args.validation, args.image_size), names
-    order = np.random.default_rng(args.seed).permutation(len(labels))
-    tested = np.zeros(len(labels), bool)
-    for number in range(len(names)):  # as many of each class, one at least
-        members = order[labels[order] == number]
-        tested[members[: max(1, round(args.validation_split * len(members)))]] = True
-    return (images[~tested], labels[~tested]), (images[tested], labels[tested]), names
-
-
-@functools.lru_cache(maxsize=2)  # once for all runs: DIR, and --validation
-def read(folder, side):
-    """All images of a folder, uint8, and their class numbers."""
-    dataset = keras.utils.image_dataset_from_directory(
-        folder,
-        class_names=[f.name for f in class_folders(folder)],
-        image_size=(side, side),
-        crop_to_aspect_ratio=True,
-        batch_size=None,
-        shuffle=False,
-        verbose=False,
-    )
-    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
-    return np.stack(images).round().astype("uint8"), np.array(labels)
-
-
-def check(args):
-    """Everything that can be wrong with the folders, before anything is trained."""
-    folders = class_folders(args.folder)
-    if args.validation:
-        others = class_folders(args.validation)
-        if [f.name for f in others] != [f.name for f in folders]:
-            missing = {f.name for f in folders} ^ {f.name for f in others}
+        others = folder.survey(args.validation)
+        if list(others.counts) != list(found.counts):
+            missing = ", ".join(sorted(set(found.counts) ^ set(others.counts)))
             raise SystemExit(
                 f"{args.folder} and {args.validation} must have the same class "
-                f"folders. In one of them only: {', '.join(sorted(missing))}."
+                f"folders. In one of them only: {missing}."
             )
-    few = [f.name for f in folders if len(images_in(f)) < 2]
-    if few and not args.validation:
+        return found, others
+    few = [name for name, count in found.counts.items() if count < 2]
+    if few:
         raise SystemExit(
             "Each class needs two images, one to train on and one to test on. Only one "
             f"is in: {', '.join(few)}. Add images, or pass --validation."
         )
-    check_images(folders + (others if args.validation else []))
+    if args.folds > found.images:
+        raise SystemExit(f"--folds {args.folds}: there are only {found.images} images.")
+    return found, None
+
+
+def complete(args, found):
+    """Fill in what depends on the images."""
+    args.image_size = args.image_size or found.image_size
+    if args.shift is None:
+        args.shift = args.image_size // 8
+    if args.runs is None:
+        few = found.images < FEW and not args.validation
+        args.runs = max(3, args.folds) if few else 3
+
+
+def plan(args, found, others):
+    """What will be done, in words."""
+    counts = found.counts.values()
+    each = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else min(counts)
+    side = args.image_size
+    shape = (side, side, 3)
+    weights = f"the weights {args.weights}" if args.weights != networks.NONE else ""
+    network = fit.network_of(args, random=True)(shape, len(counts), 0.0)
+    parameters = sum(int(np.prod(w.shape)) for w in network.trainable_weights)
+    if others:
+        trained, tested = found.images, others.images
+        how = f"Each run tests on the {tested:,} images of {args.validation}."
+    else:
+        trained = found.images - found.images // args.folds
+        tested = found.images * min(args.runs, args.folds) // args.folds
+        how = (
+            f"Cross-validation in {args.folds} parts: each run trains on about "
+            f"{trained:,} images and is tested on the others, {tested:,} in all."
+        )
+    epochs = f"{args.epochs} epochs"
+    if weights:
+        epochs = f"{args.head_epochs} epochs of a new last layer, {epochs} of all"
+    batch = min(args.batch_size, trained)
+    flips = {
+        "none": "never flipped",
+        "horizontal": "flipped left to right by chance (digits, text: --flip none)",
+        "both": "flipped left to right and upside down by chance",
+    }[args.flip]
+    smallest = 100 * 1.96 * (DISAGREE / tested) ** 0.5
+    return [
+        f"{found.images:,} images of {len(counts)} classes, {each} of each; their "
+        f"median side is {found.side} pixels, they are used at {side}, {flips}, and "
+        f"shifted by up to {args.shift} pixels.",
+        f"Network {args.network}, {parameters / 1e6:.2f} million parameters, "
+        f"{weights or 'from scratch'}: {epochs}, in batches of {batch}.",
+        how,
+        f"{len(args.compared)} methods ({', '.join(map(in_words, args.compared))}) x "
+        f"{args.runs} runs: {len(args.compared) * args.runs} runs of {epochs}.",
+        f"So many test images tell methods apart that differ by about {smallest:.1f} "
+        "points of accuracy or more, however many runs are made.",
+    ]
+
+
+def command(args, argv, changes=None):
+    """The command that was given, with other options, complete."""
+    changes = dict(changes or {})
+    if set(changes) - {"runs"}:
+        tag = "-".join(f"{name}-{value}" for name, value in changes.items() if value)
+        changes["out"] = f"{args.out}-{tag.replace('/', '_') or 'folds'}"
+    kept, skip = [], False
+    flags = {f"--{name.replace('_', '-')}" for name in changes}
+    for token in argv:
+        if skip:
+            skip = False
+        elif token.split("=")[0] in flags:
+            skip = "=" not in token
+        else:
+            kept.append(token)
+    for name, value in changes.items():
+        if value is not None:
+            kept += [f"--{name.replace('_', '-')}", str(value)]
+    return f"python {shlex.join([os.path.relpath(__file__), *kept])}"
 
 
 # --- The runs ------------------------------------------------------------------------
 
 
 class Progress(keras.callbacks.Callback):
-    """One bar over the epochs of all runs."""
+    """One bar over the epochs of all runs, and how long they will take."""
 
-    def __init__(self, runs, epochs):
+    def __init__(self, args):
         super().__init__()
-        self.bar, self.done, self.of = keras.utils.Progbar(runs * epochs), 0, epochs
+        heads = args.head_epochs if args.weights != networks.NONE else 0
+        self.of_run = heads + args.epochs
+        self.total = args.runs * len(args.compared) * self.of_run
+        self.bar, self.done, self.seen = keras.utils.Progbar(self.total), 0, 0
+        self.begin, self.said, self.image_size = (
+            time.perf_counter(),
+            False,
+            args.image_size,
+        )
 
     def on_epoch_end(self, epoch, logs=None):
-        self.bar.update(self.done + epoch + 1)
+        self.seen += 1
+        self.bar.update(min(self.done + self.seen, self.total - 1))
+        seconds = time.perf_counter() - self.begin
+        self.begin = time.perf_counter()
+        if not self.said and (self.seen > 1 or seconds > 60):  # the first compiles
+            self.said = True
+            self.say((self.total - self.done - self.seen) * seconds, seconds)
 
-    def finished(self):
-        self.done += self.of
-        self.bar.update(self.done)
+    def say(self, left, seconds):
+        print(f"\nAn epoch takes {seconds:.1f} s: at most {clock(left)} to go.")
+        if left > LONG and self.image_size > 64:
+            smaller = clock(left * (64 / self.image_size) ** 2)
+            print(f"With --image-size 64 it would be about {smaller}.")
+
+    def finished(self, text):
+        """A run is, now or before."""
+        self.done, self.seen = self.done + self.of_run, 0
+        print(f"\r{text}{' ' * 40}")
+        self.bar.update(self.done, finalize=False)
+
+
+def clock(seconds):
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02} min" if minutes > 90 else f"{minutes} min"
+    )
 
 
 def check_out(args):
     """A folder of results is of one set of options."""
-    settings = {k: v for k, v in record.settings(args).items() if k != "out"}
+    more = {"out", "runs", "compared", "all_runs"}  # of the same is welcome
+    settings = {k: v for k, v in record.settings(args).items() if k not in more}
     path = args.out / "settings.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings, indent=1) + "\n")
     before = json.loads(path.read_text())
     changed = sorted(k for k in settings if before.get(k) != settings[k])
-    if set(changed) - {"seeds", "compared"}:  # more of the same is welcome
+    if changed:
         raise SystemExit(
             f"{args.out} has runs with other options: {', '.join(changed)}. Choose "
             "another --out, or give the same options to go on."
         )
 
 
+def load(args):
+    """Training images and labels, test images and labels, classes, and the numbers of
+    the test images, of the round that `args.seed` is."""
+    names = [f.name for f in folder.class_folders(args.folder)]
+    images, labels = folder.read(args.folder, args.image_size)
+    if args.validation:
+        test = folder.read(args.validation, args.image_size)
+        return (images, labels), test, names, np.arange(len(test[1]))
+    again, part = divmod(args.seed, args.folds)
+    tested = folder.parts(labels, args.folds, seed=again) == part
+    training, test = ((images[m], labels[m]) for m in (~tested, tested))
+    return training, test, names, np.flatnonzero(tested)
+
+
 def train_all(args):
-    """`{method: {seed: result}}`. What is finished is read, not trained again."""
-    progress = Progress(args.seeds * len(args.compared), args.epochs)
-    results = {method: {} for method in args.compared}
-    for seed in range(args.seeds):
+    """`{method: [Run, ...]}` and why it ended early, if so.
+
+    What is finished is read, not trained again.
+    """
+    progress = Progress(args)
+    results = {method: [] for method in args.compared}
+    for seed in range(args.runs):
         for method in args.compared:
-            run = copy.copy(args)
-            run.seed, run.method = seed, method
-            run.out = args.out / f"{method}-{seed}"
-            run.resume = run.out.exists()
-            path = run.out / "result.json"
-            if not path.exists():
-                fit.train(run, *load(run), extra=[progress])
-                keras.utils.clear_session()
-            progress.finished()
-            results[method][seed] = {
-                **json.loads(path.read_text()),
-                "history": record.read_history(run.out),
-            }
-    return results
+            results[method].append(train_one(args, method, seed, progress))
+        if seed + 1 < args.runs and not (args.all_runs or args.smoke):
+            reason = answer.no_more_runs(results, args)
+            if reason:
+                return results, reason
+    return results, None
+
+
+def train_one(args, method, seed, progress):
+    run = copy.copy(args)
+    run.seed, run.method = seed, method
+    run.out = args.out / f"{method}-{seed}"
+    run.resume = run.out.exists()
+    *data, numbers = load(run)
+    run.batch_size = min(run.batch_size, len(data[0][1]))
+    if not (run.out / "result.json").exists():
+        fit.train(run, *data, extra=[progress])
+        keras.utils.clear_session()
+    result = answer.read_run(run.out, numbers)
+    right = 100 * result.result["test"]["accuracy"]
+    progress.finished(
+        f"Run {seed + 1} of {args.runs}, {in_words(method)}: {right:.1f} % of "
+        f"{len(numbers):,} test images"
+    )
+    return result
 
 
 # --- What they say -------------------------------------------------------------------
 
 
-def report(args, results):
-    """Print the table and the advice, and write them with the pictures."""
-    text = f"{compare.table(results)}\n{compare.advice(results)}\n"
+def report(args, argv, about, results, reason):
+    """Print the answer, and write it with the pictures as one page."""
+    verdict = answer.verdict(results, args)
+    paragraphs = {**({"Ended early": reason} if reason else {}), **verdict.paragraphs}
+    next_command = command(args, argv, verdict.changes)
+    if reason:
+        paragraphs["Ended early"] += " To make all runs nevertheless, add --all-runs."
+    absolute, differences = answer.absolute(results), answer.differences(results)
+    text = [f"# {verdict.title}", *(f"{k}. {v}" for k, v in paragraphs.items())]
+    text += [f"    {next_command}", markdown(absolute), BELOW, markdown(differences)]
+    text = "\n\n".join(text)
     print(f"\n{text}")
-    (args.out / "comparison.md").write_text(text)
-    (args.out / "comparison.json").write_text(json.dumps(results, indent=1) + "\n")
-    last = args.out / f"{args.compared[-1]}-0"
-    _, (images, labels), names = load(args)
-    model = keras.models.load_model(last / "model.keras", compile=False)
-    figures = {
-        "curves": compare.draw_curves(results),
-        "confused": record.draw_confused(model, images, labels, names),
-    }
-    for name, figure in figures.items():
-        figure.savefig(args.out / f"{name}.png", dpi=120)
-    print(f"Pictures: {args.out}; of each run, such as the pairs: {last}")
+    (args.out / "answer.md").write_text(text)
+    (args.out / "page.html").write_text(
+        as_page(args, argv, about, results, verdict.title, paragraphs, next_command)
+    )
+    print(f"With pictures: {args.out / 'page.html'}; each run: {args.out}/METHOD-RUN")
+
+
+BELOW = (
+    "Mean over all test images, ± standard deviation over the runs. NLL: mean negative "
+    "log-likelihood; less is better. One temperature: after dividing the logits by a "
+    "number fitted on other test images. ECE: expected calibration error. Training "
+    "accuracy is on the images as each method mixes them. Differences: with 95 % "
+    "intervals, the wider of that over test images and that over runs; bold where zero "
+    "lies outside."
+)
+
+
+def markdown(rows):
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def as_page(args, argv, about, results, title, paragraphs, next_command):
+    method = answer.candidate(results)
+    images, _ = folder.read(args.validation or args.folder, args.image_size)
+    names = [f.name for f in folder.class_folders(args.folder)]
+    runs = results[method]
+    confused = pictures.draw_confused(method, runs, images, names)
+    made = runs[0].result
+    parts = [
+        page.definitions(paragraphs),
+        page.command(next_command),
+        page.heading("Figures"),
+        page.table(answer.absolute(results)),
+        page.table(answer.differences(results)),
+        page.paragraph(BELOW),
+        page.heading("Pictures"),
+        page.figure(pictures.draw_curves(results), "Thick: the mean of the runs."),
+        page.figure(pictures.draw_reliability(results), "Of all predictions together."),
+        page.figure(confused, "Of each pair the surest mistake is shown."),
+    ]
+    for name, caption in (
+        ("pairs", "Images of the first run, and what they are mixed to."),
+        ("soft_labels", "The global soft labels at the end of the first run."),
+    ):
+        path = args.out / f"{method}-0" / f"{name}.png"
+        if path.exists():
+            parts.append(page.figure(path.read_bytes(), caption))
+    settings = {k: v for k, v in made["settings"].items() if k not in NOT_SHOWN}
+    machine = made["machine"]
+    parts += [
+        page.heading("How it was made"),
+        page.command(command(args, argv)),
+        *map(page.paragraph, about),
+        page.paragraph(", ".join(f"{k} {v}" for k, v in made["versions"].items())),
+        page.paragraph(
+            f"{made['backend']}, {machine['processor']}, {machine['cores']} cores"
+        ),
+        page.paragraph(", ".join(f"{k} {v}" for k, v in settings.items())),
+    ]
+    return page.page(f"{title} ({args.folder.resolve().name})", parts)
+
+
+NOT_SHOWN = {
+    "folder",
+    "validation",
+    "out",
+    "quiet",
+    "resume",
+    "seed",
+    "method",
+    "smoke",
+}
 
 
 def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_arguments(argv)
-    check(args)
+    found, others = survey(args)
+    complete(args, found)
+    about = plan(args, found, others)
+    print("\n".join(about), flush=True)
     check_out(args)
     try:
-        results = train_all(args)
+        results, reason = train_all(args)
     except KeyboardInterrupt:
         raise SystemExit("\nStopped. The same command goes on.") from None
-    report(args, results)
+    report(args, argv, about, results, reason)
     return results
 
 

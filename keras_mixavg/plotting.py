@@ -133,8 +133,10 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
         )
     names = _names(class_names, len(table))
     few = len(table) <= MAX_NUMBERS
-    size = max(4.5, 0.45 * len(table)) if few else 6.0
-    figure = _Figure(figsize=(size + (1.5 if few else 6), size), layout="constrained")
+    size = max(3.5, 0.45 * len(table)) if few else 6.0
+    room = 1.0 + 0.085 * max(map(len, names)) if few else 0.0  # for the names
+    width, height = size + (1.5 if few else 6) + room, size + room
+    figure = _Figure(figsize=(width, height), layout="constrained")
     figure.suptitle("Which classes does the network take for which?")
     axes = figure.subplots(1, 1 if few else 2, squeeze=False)[0]
     percent = 100.0 * table

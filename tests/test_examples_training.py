@@ -255,6 +255,21 @@ def test_each_image_of_a_batch_is_cropped_and_flipped_by_itself():
     assert np.array_equal(out, again) and not np.array_equal(out, other)
 
 
+@pytest.mark.parametrize(
+    "flip, seen", [("none", {(1, 1)}), ("horizontal", {(1, 1), (1, -1)}), ("both", 4)]
+)
+def test_images_are_flipped_as_asked(flip, seen):
+    """Numbered pixels rise to the right and down, unless they are flipped."""
+    images = np.arange(60 * 6 * 6).reshape(60, 6, 6, 1)
+    out = crop_and_flip(tf.constant(images), key(3), 0, flip).numpy()[..., 0]
+    directions = (
+        np.sign(out[:, -1, 0] - out[:, 0, 0]),
+        np.sign(out[:, 0, -1] - out[:, 0, 0]),
+    )
+    found = set(zip(*(d.tolist() for d in directions), strict=True))
+    assert len(found) == 4 if seen == 4 else found == seen
+
+
 # --- Networks ------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """Does it help on my images? The program for a folder of them, on folders made here."""
 
+import re
 import shutil
+from html.parser import HTMLParser
 
 import keras
 import numpy as np
@@ -10,7 +12,8 @@ for package in ("sklearn", "matplotlib"):
     pytest.importorskip(package)
 
 import image_folder  # noqa: E402
-from training import compare  # noqa: E402
+from scipy import stats  # noqa: E402
+from training import answer, folder, page, record  # noqa: E402
 
 # Of protobuf and TensorBoard; and that tf.data keeps its graphs.
 pytestmark = [
@@ -23,7 +26,7 @@ QUICK += ["--batch-size", "8", "--network", "tiny"]
 
 
 @pytest.fixture
-def folder(tmp_path):
+def images(tmp_path):
     """Three classes of ten pictures, each of a colour of its own, with noise."""
     rng = np.random.default_rng(0)
     colours = {
@@ -40,16 +43,16 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
-def run(folder, *flags):
-    out = folder.parent / "out"
-    return image_folder.main([str(folder), *QUICK, "--out", str(out), *flags])
+def run(images, *flags):
+    out = images.parent / "out"
+    return image_folder.main([str(images), *QUICK, "--out", str(out), *flags])
 
 
 @pytest.mark.usefixtures("eagerly")
 # Keras tells CSVLogger nothing of a `fit` that was stopped: its file stays open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_comparison_stops_goes_on_and_takes_more_seeds(folder, monkeypatch, capsys):
-    out = folder.parent / "out"
+def test_a_comparison_stops_goes_on_and_takes_more_runs(images, monkeypatch, capsys):
+    out = images.parent / "out"
 
     def stop(self, epoch, logs=None):
         raise KeyboardInterrupt
@@ -57,68 +60,130 @@ def test_a_comparison_stops_goes_on_and_takes_more_seeds(folder, monkeypatch, ca
     methods = ["--methods", "erm", "mixavg"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="goes on"):
         patch.setattr(image_folder.Progress, "on_epoch_end", stop)
-        run(folder, "--seeds", "1", *methods)
+        run(images, "--runs", "1", *methods)
     assert not list(out.glob("*/result.json"))
-    run(folder, "--seeds", "1", *methods)
+    run(images, "--runs", "1", *methods)
     first = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
     assert sorted(path.parent.name for path in first) == ["erm-0", "mixavg-0"]
-    assert "1 seed does not tell" in capsys.readouterr().out
-    results = run(folder, "--seeds", "2", "--methods", "erm")
+    said = capsys.readouterr().out
+    assert "30 images of 3 classes, 10 of each; their median side is 20 pixels" in said
+    assert "Network tiny, 0.08 million parameters, from scratch: 2 epochs" in said
+    assert "2 methods (plain training, MixAvg with global soft labels) x 1 runs" in said
+    assert "Run 1 of 1, MixAvg with global soft labels:" in said
+    assert "An epoch takes" in said and "to go" in said
+    results = run(images, "--runs", "2", "--all-runs", "--methods", "erm", "mixup")
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
-    assert list(results) == ["erm"] and sorted(results["erm"]) == [0, 1]
-    for name in ("curves", "confused", "mixavg-0/pairs", "mixavg-0/reliability"):
-        assert (out / f"{name}.png").stat().st_size > 5000
-    assert (out / "mixavg-0" / "soft_labels.png").exists()
-    text = (out / "comparison.md").read_text()
+    assert list(results) == ["erm", "mixup"] and len(results["erm"]) == 2
+    tested = [run.images for run in results["erm"]]
+    assert len(set(np.concatenate(tested))) == sum(map(len, tested)) == 12
+    pictures = {path.stem for path in out.glob("erm-0/*.png")}
+    assert pictures == {"curves", "reliability"}  # nothing is mixed
+    pictures = {path.stem for path in out.glob("mixavg-0/*.png")}
+    assert pictures == {"curves", "reliability", "pairs", "soft_labels"}
+    text = (out / "answer.md").read_text()
     assert text in capsys.readouterr().out
-    accuracy = (
-        results["erm"][0]["test"]["accuracy"],
-        results["erm"][1]["test"]["accuracy"],
-    )
-    assert f"{100 * np.mean(accuracy):.2f} ±" in text
+    right = [100 * run.result["test"]["accuracy"] for run in results["erm"]]
+    mean, spread = np.mean(right), np.std(right, ddof=1)  # both of six images
+    assert f"| plain training | {mean:.2f} ± {spread:.2f} |" in text
+    assert_whole((out / "page.html").read_text(), ["MixUp", "python ", "keras 3."])
     with pytest.raises(SystemExit, match="runs with other options: epochs"):
-        run(folder, "--epochs", "3", *methods)
+        run(images, "--epochs", "3", *methods)
 
 
-def test_a_validation_folder_is_tested_on_whole_and_a_split_is_of_every_class(folder):
-    args = image_folder.parse_arguments([str(folder), *QUICK])
-    (images, labels), (test, test_labels), names = image_folder.load(args)
-    assert names == ["green frog", "red fox", "sky"]
-    assert images.shape == (24, 16, 16, 3) and images.dtype == "uint8"
-    assert np.bincount(labels).tolist() == [8, 8, 8]
-    assert np.bincount(test_labels).tolist() == [2, 2, 2]
-    for i, channel in enumerate((1, 0, 2)):  # of the colour of the class
-        assert (images[labels == i].mean(axis=(0, 1, 2)).argmax()) == channel
-        assert (test[test_labels == i].mean(axis=(0, 1, 2)).argmax()) == channel
-    args.seed = 1
-    (_, _), (other, _), _ = image_folder.load(args)
-    assert not np.array_equal(test, other)
-    args.validation = folder
-    (images, _), (test, test_labels), _ = image_folder.load(args)
-    assert (
-        len(images) == len(test) == 30 and np.bincount(test_labels).tolist() == [10] * 3
-    )
+@pytest.mark.usefixtures("eagerly")
+def test_a_comparison_ends_where_plain_training_underfits(images, capsys):
+    """Two epochs do, on colours in much noise."""
+    results = run(images, "--methods", "erm", "mixavg", "--learning-rate", "1e-6")
+    assert [len(runs) for runs in results.values()] == [1, 1]
+    said = capsys.readouterr().out
+    assert "# Not decided: plain training underfits" in said
+    assert "Ended early. Plain training underfits" in said and "--all-runs" in said
+    assert "image_folder.py" in said.split("Next. ")[1].splitlines()[2]
 
 
-def damage(folder, kind):
+def assert_whole(text, parts):
+    """The page is well-formed, has the parts, and fetches nothing."""
+    tags, void = [], {"meta", "img", "br"}
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in void:
+                tags.append(tag)
+            for name, value in attributes:
+                assert name != "href"
+                assert name != "src" or value.startswith("data:image/png;base64,")
+
+        def handle_endtag(self, tag):
+            assert tags.pop() == tag
+
+    Reader().feed(text)
+    assert tags == [] and "url(" not in text and "@import" not in text
+    for part in parts:
+        assert part in text
+
+
+def test_a_page_escapes_what_it_is_told():
+    rows = [["a<b", "c"], ["**x**", "<script>"]]
+    text = page.page("<Cats & dogs>", [page.table(rows), page.command("rm '<x>'")])
+    assert_whole(text, ["&lt;Cats &amp; dogs&gt;", "<strong>x</strong>", "&lt;script"])
+
+
+def loaded(*flags):
+    args = image_folder.parse_arguments([*map(str, flags), *QUICK])
+    return args, image_folder.load(args)
+
+
+def test_cross_validation_tests_each_image_once(images):
+    (path := images / "sky" / "9.png").rename(images / "9.png")
+    tested = []
+    for part in range(5):
+        args = image_folder.parse_arguments([str(images), *QUICK])
+        args.seed = part
+        (train, labels), (test, test_labels), names, numbers = image_folder.load(args)
+        assert names == ["green frog", "red fox", "sky"]
+        assert train.shape[1:] == (16, 16, 3) and train.dtype == "uint8"
+        assert len(train) + len(test) == 29 and len(numbers) == len(test)
+        assert (
+            set(np.bincount(test_labels)) <= {1, 2, 3} and min(np.bincount(labels)) > 6
+        )
+        for i, channel in enumerate((1, 0, 2)):  # of the colour of the class
+            assert train[labels == i].mean(axis=(0, 1, 2)).argmax() == channel
+            assert test[test_labels == i].mean(axis=(0, 1, 2)).argmax() == channel
+        tested += numbers.tolist()
+    assert sorted(tested) == list(range(29))
+    (images / "9.png").rename(path)
+    labels = np.repeat([0, 1, 2], [9, 2, 7])
+    again = [folder.parts(labels, 5, seed) for seed in (0, 0, 1)]
+    assert np.array_equal(*again[:2]) and not np.array_equal(*again[1:])
+    for parts in again:  # a class of two is never tested whole
+        assert len(set(parts[labels == 1])) == 2
+
+
+def test_a_validation_folder_is_tested_on_whole(images):
+    _, (train, test, _, numbers) = loaded(images, "--validation", images)
+    assert len(train[1]) == 30 and np.bincount(test[1]).tolist() == [10] * 3
+    assert numbers.tolist() == list(range(30))
+
+
+def damage(images, kind):
     if kind == "unreadable":
-        (folder / "sky" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+        (images / "sky" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     elif kind == "empty":
-        (folder / "nothing").mkdir()
-        (folder / "nothing" / "notes.txt").write_text("later")
+        (images / "nothing").mkdir()
+        (images / "nothing" / "notes.txt").write_text("later")
     elif kind == "one class":
-        shutil.rmtree(folder / "sky"), shutil.rmtree(folder / "red fox")
+        shutil.rmtree(images / "sky"), shutil.rmtree(images / "red fox")
     elif kind == "case":
-        shutil.copytree(folder / "sky", folder / "Sky")
+        shutil.copytree(images / "sky", images / "Sky")
     elif kind == "one image":
-        for path in sorted((folder / "sky").iterdir())[1:]:
+        for path in sorted((images / "sky").iterdir())[1:]:
             path.unlink()
     elif kind == "other classes":
-        shutil.copytree(folder, folder.parent / "test")
-        (folder.parent / "test" / "sky").rename(folder.parent / "test" / "sea")
-        return ["--validation", str(folder.parent / "test")]
+        shutil.copytree(images, images.parent / "test")
+        (images.parent / "test" / "sky").rename(images.parent / "test" / "sea")
+        return ["--validation", str(images.parent / "test")]
     elif kind == "missing":
-        shutil.rmtree(folder)
+        shutil.rmtree(images)
     return []
 
 
@@ -137,46 +202,246 @@ def damage(folder, kind):
         ("missing", "is no folder"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_before_training(folder, kind, message):
-    flags = damage(folder, kind)
+def test_a_folder_that_cannot_be_used_is_refused_before_training(images, kind, message):
+    flags = damage(images, kind)
     with pytest.raises(SystemExit, match=message):
-        run(folder, *flags)
-    assert not (folder.parent / "out").exists()
+        run(images, *flags)
+    assert not (images.parent / "out").exists()
 
 
-def test_files_that_are_no_images_are_named(folder, capsys):
-    (folder / "sky" / "notes.txt").write_text("blue")
-    image_folder.check(image_folder.parse_arguments([str(folder)]))
+def test_files_that_are_no_images_are_named(images, capsys):
+    (images / "sky" / "notes.txt").write_text("blue")
+    image_folder.survey(image_folder.parse_arguments([str(images)]))
     assert "no images that Keras reads: 1 .txt" in capsys.readouterr().out
 
 
-def results(trained, plain, ours):
-    def runs(values):
-        return {
-            seed: {
-                "test": {"accuracy": value, "nll": 1.0, "ece": 0.1},
-                "history": {"accuracy": [0.1, trained]},
-                "seconds_per_epoch": 2.0,
-            }
-            for seed, value in enumerate(values)
-        }
+@pytest.mark.parametrize("side, used", [(20, 32), (48, 48), (500, 224)])
+def test_images_are_used_at_their_own_size_within_limits(side, used):
+    args = image_folder.parse_arguments(["some/folder"])
+    image_folder.complete(args, folder.Survey({"a": 40, "b": 50}, side))
+    assert (args.image_size, args.shift, args.runs) == (used, used // 8, 5)
 
-    return {"erm": runs(plain), "mixavg": runs(ours)}
+
+def test_few_images_are_all_tested_and_many_are_not():
+    def runs(count, *flags):
+        args = image_folder.parse_arguments(["some/folder", *flags])
+        image_folder.complete(args, folder.Survey({"a": count, "b": count}, 64))
+        return args.runs
+
+    assert runs(100) == 5 and runs(100, "--folds", "8") == 8
+    assert runs(5000) == runs(100, "--validation", "other") == 3
+    assert runs(5000, "--runs", "7") == 7
+
+
+def test_the_next_command_is_the_last_one_with_other_options():
+    argv = ["my photos", "--epochs=60", "--methods", "erm", "mixavg", "--out", "here"]
+    args = image_folder.parse_arguments(argv)
+    program, *_ = (command := image_folder.command(args, argv)).split(" 'my photos'")
+    assert program.endswith("image_folder.py")
+    assert (
+        command == f"{program} 'my photos' --epochs=60 --methods erm mixavg --out here"
+    )
+    longer = image_folder.command(args, argv, {"epochs": 180})
+    expected = "--methods erm mixavg --epochs 180 --out here-epochs-180"
+    assert longer == f"{program} 'my photos' {expected}"
+    more = image_folder.command(args, argv, {"runs": 10})
+    assert more == f"{command} --runs 10"  # in the same place: what is done counts
+    argv += ["--validation", "others"]
+    without = image_folder.command(args, argv, {"validation": None})
+    assert "--validation" not in without and without.endswith("--out here-folds")
+
+
+def test_help_has_every_default_and_says_what_the_networks_are(capsys):
+    with pytest.raises(SystemExit):
+        image_folder.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    options = re.findall(r"^  --.*?(?=^  --|^\S|\Z)", text, re.DOTALL | re.MULTILINE)
+    assert len(options) > 20
+    for option in options:
+        assert "(default:" in " ".join(option.split()), option
+    text = " ".join(text.split())
+    assert "fast (8 convolutions that a CPU can train, 1.2 M)" in text
+    assert "mixavg (MixAvg with global soft labels)" in text
+    assert "(default: fast)" in text and "(default: 60)" in text
+
+
+# --- The answer ----------------------------------------------------------------------
+
+
+def run_of(right, images, sure=2.0, trained=1.0, losses=(2.0, 1.0, 1.0, 1.0, 1.0)):
+    """Two classes; `right` says of which images; `sure` is the logit."""
+    labels = np.arange(len(right)) % 2
+    taken = np.where(right, labels, 1 - labels)
+    logits = sure * np.eye(2)[taken]
+    history = {"accuracy": [0.1, trained], "loss": list(losses), "val_loss": [1.0, 1.0]}
+    history["val_accuracy"] = [0.1, float(np.mean(right))]
+    return answer.Run(images, labels, logits, history, {"seconds_per_epoch": 1.0})
+
+
+def runs_of(shares, size=400, **more):
+    """Runs that get these shares of their images right, each of images of its own."""
+    result = []
+    for number, share in enumerate(shares):
+        right = np.random.default_rng(number).permutation(size) < share * size
+        result.append(run_of(right, np.arange(size) + number * size, **more))
+    return result
+
+
+def args_of(*flags):
+    args = image_folder.parse_arguments(["some/folder", *flags])
+    args.runs = args.runs or 5
+    return args
+
+
+def test_the_wider_of_two_intervals_counts():
+    rng = np.random.default_rng(0)
+    ours, other = (
+        [run_of(rng.random(90) < share, np.arange(90) + 90 * r) for r in range(4)]
+        for share in (0.8, 0.6)
+    )
+    found = answer.difference(ours, other, answer.ACCURACY)
+    each = [answer.right(a) - answer.right(b) for a, b in zip(ours, other, strict=True)]
+    for half, values in (
+        (found.over_images, np.concatenate(each)),
+        (found.over_runs, [v.mean() for v in each]),
+    ):
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert half == pytest.approx((high - low) / 2)
+    assert found.half == max(found.over_images, found.over_runs)
+    assert found.mean == pytest.approx(np.concatenate(each).mean())
+    assert found.says == (1 if found.mean > found.half else 0)
+
+
+def test_an_image_that_is_tested_twice_counts_once():
+    """Both runs alike: as many images as one run has, and no more certainty."""
+    rng = np.random.default_rng(0)
+    ours, other = (run_of(rng.random(50) < 0.7, np.arange(50)) for _ in range(2))
+    once = answer.difference([ours], [other], answer.NLL)
+    twice = answer.difference([ours] * 2, [other] * 2, answer.NLL)
+    assert twice.over_images == pytest.approx(once.over_images)
+    assert once.over_runs == twice.over_runs == np.inf and not twice.says
+
+
+def test_the_interval_of_the_calibration_error_is_that_of_images():
+    """With one probability for all, the error is its distance from the accuracy."""
+    rng = np.random.default_rng(0)
+    ours, other = (
+        [run_of(rng.random(200) < share, np.arange(200) + 200 * r) for r in range(3)]
+        for share in (0.6, 0.4)
+    )
+    found = answer.difference(ours, other, answer.ECE)
+    right = [np.concatenate([answer.right(r) for r in runs]) for runs in (ours, other)]
+    assert found.mean == pytest.approx(right[1].mean() - right[0].mean())
+    expected = 1.96 * np.std(right[1] - right[0]) / np.sqrt(600)
+    assert found.over_images == pytest.approx(expected, rel=0.1)
+    assert found.says == 1  # less is better
+
+
+ALL = {"trained": 1.0}
+FALLING = {"trained": 0.6, "losses": (2.0, 1.5, 1.2, 1.0, 0.5)}
+FLAT = {"trained": 0.6, "losses": (2.0, 1.0, 1.0, 1.0, 1.0)}
+EVEN, UNEVEN = [0.5, 0.51, 0.49, 0.5, 0.5], [0.3, 0.7, 0.4, 0.6, 0.5]
 
 
 @pytest.mark.parametrize(
-    "trained, ours, expected",
+    "plain, mixup, ours, about, title, why, changes",
     [
-        (0.99, [0.53, 0.52, 0.54], ["99.0 %", "50.0 %", "memorises", "Use mixavg"]),
-        (0.91, [0.53, 0.52, 0.54], ["91.0 %", "memorises", "Use mixavg"]),
-        (0.89, [0.53, 0.52, 0.54], ["89.0 %", "underfits", "Use mixavg"]),
-        (0.99, [0.45, 0.46, 0.44], ["memorises", "Stay with plain training"]),
-        (0.99, [0.50, 0.53, 0.49], ["3 seeds do not tell", r"\+0.67 points ± 5.17"]),
+        (EVEN, EVEN, [0.8] * 5, ALL, "Use MixAvg with global", "memorises", "network"),
+        ([0.8] * 5, EVEN, EVEN, ALL, "Stay with plain", "memorises", "network"),
+        (EVEN, [0.9] * 5, [0.8] * 5, ALL, "Use MixUp", "memorises", "network"),
+        (EVEN, [0.9] * 5, EVEN, ALL, "Use MixUp", "Too few", None),
+        (EVEN, EVEN, UNEVEN, ALL, "Not decided: too few runs", "Too few runs", "runs"),
+        (EVEN, EVEN, EVEN[::-1], ALL, "few test images", "Too few test", "network"),
+        (EVEN, EVEN, EVEN, FALLING, "underfits", "after 60 its loss still", "epochs"),
+        (EVEN, EVEN, EVEN, FLAT, "underfits", "the network is too small", "network"),
+        (EVEN[:1], EVEN[:1], EVEN[:1], ALL, "too few runs", "takes 3", "runs"),
     ],
 )
-def test_the_advice_follows_the_interval_and_the_regime(trained, ours, expected):
-    said = compare.advice(results(trained, [0.5, 0.5, 0.5], ours))
-    for part in expected:
-        assert part.replace("\\", "") in said
-    row = compare.table(results(trained, [0.5, 0.5, 0.5], ours)).splitlines()[-1]
-    assert f"{100 * (np.mean(ours) - 0.5):+.2f} [" in row
+def test_the_verdict_names_what_to_use_the_cause_and_the_next_step(
+    plain, mixup, ours, about, title, why, changes
+):
+    results = {
+        "erm": runs_of(plain, **about),
+        "mixup": runs_of(mixup),
+        "mixavg": runs_of(ours),
+    }
+    for number, run in enumerate(results["mixavg"]):  # other images than plain's
+        run.logits = np.roll(run.logits, 2 * number + 2, axis=0)
+    found = answer.verdict(results, args_of())
+    assert title in found.title
+    assert why in found.paragraphs["Why"]
+    assert changes is None or changes in found.changes
+    text = found.paragraphs["Accuracy"]
+    assert "plain training" in text and "MixUp, the most accurate of the other" in text
+    said = found.paragraphs["Probabilities"]
+    for part in ("NLL ", "NLL after one temperature ", "ECE ", "Against MixUp"):
+        assert part in said
+
+
+def test_probabilities_decide_where_accuracy_does_not():
+    """The same images right; ours says how sure it is, plain training is too sure."""
+    half = np.arange(400) < 200
+
+    def runs(sure):
+        return [run_of(half, np.arange(400) + 400 * r, sure) for r in range(5)]
+
+    def graded(run):
+        """As good a guess of what is wrong as there is: unsure of it."""
+        run.logits = run.logits * np.where(half, 3.0, 0.1)[:, None]
+        return run
+
+    results = {"erm": runs(2.0), "mixavg": [graded(run) for run in runs(1.0)]}
+    found = answer.verdict(results, args_of())
+    assert "for its probabilities" in found.title
+    results = {"erm": runs(4.0), "mixavg": runs(0.1)}  # only another temperature
+    said = answer.verdict(results, args_of()).paragraphs["Probabilities"]
+    assert "A temperature fitted on held-out images does as much" in said
+
+
+def test_runs_end_where_more_of_them_would_change_nothing():
+    def results(count, trained=1.0):
+        of_ours = runs_of(EVEN[:count])
+        for run in of_ours:
+            run.logits = np.roll(run.logits, 2, axis=0)
+        return {"erm": runs_of(EVEN[:count], trained=trained), "mixavg": of_ours}
+
+    args = args_of("--runs", "20")
+    assert "underfits" in answer.no_more_runs(results(1, trained=0.5), args)
+    assert answer.no_more_runs(results(1), args) is None
+    assert answer.no_more_runs(results(3), args) is None  # not all images are tested
+    assert "too few" in answer.no_more_runs(results(5), args)
+    args = args_of("--runs", "20", "--validation", "other")
+    assert "too few" in answer.no_more_runs(results(3), args)
+
+
+# --- Pictures ------------------------------------------------------------------------
+
+
+def test_a_spike_of_the_loss_does_not_set_the_axis():
+    history = {"epoch": list(range(20)), "accuracy": [0.5] * 20, "loss": [1.0] * 20}
+    history |= {"val_accuracy": [0.5] * 20, "val_loss": [250.0, 90.0] + [1.5] * 18}
+    ax = record.draw_curves(history).axes[0]
+    assert ax.get_ylim()[1] < 10
+    assert ax.get_title() == "2 of 40 points are above, up to 250"
+    history["val_loss"] = [1.5] * 20
+    assert record.draw_curves(history).axes[0].get_title() == ""
+
+
+def test_a_picture_shows_images_that_are_mixed_and_not_what_is_left_by_chance():
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3)).astype("uint8")
+    labels = np.arange(32) % 4
+    names = ["a", "b", "c", "d"]
+    one_hot = np.eye(4)[labels]
+    mixed = images.astype(float)
+    assert (
+        record.draw_mixed(record.Batch(images, labels, mixed, one_hot, True), names)
+        is None
+    )
+    mixed[20:28] = (mixed[20:28] + mixed[4:12]) / 2  # none of the first eight
+    soft = one_hot.copy()
+    soft[20:28] = (soft[20:28] + soft[5:13]) / 2
+    for averaged, rows in ((True, 3), (False, 2)):
+        batch = record.Batch(images, labels, mixed, soft, averaged)
+        axes = record.draw_mixed(batch, names).axes
+        seen = [ax.get_xlabel() for ax in axes[-len(axes) // rows :]]
+        assert len(seen) == 8 and sum("50 %" in text for text in seen) == 6

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 
 from training.methods import METHODS
-from training.networks import NETWORKS, of_name
+from training.networks import ABOUT, NONE, check_weights, of_name
 
 OWN = {  # flags of some methods alone, and what they may be
     "share": ("from 0 to 1", lambda x: 0 <= x <= 1),
@@ -22,12 +22,14 @@ AT_LEAST_ONE = (
     "validate_every",
     "held_out",
 )
+FROM_SCRATCH, FINE_TUNING = 0.1, 0.01  # peak learning rates
 SMOKE = {
     "epochs": 2,
     "warmup_epochs": 1,
     "network": "tiny",
     "train_examples": 200,
     "batch_size": 40,
+    "weights": NONE,
 }
 
 
@@ -73,22 +75,39 @@ def add_training(parser):
         help="train on N images, as many of each class (default: all)")
     add("--held-out", type=int, metavar="N",
         help="test on N of the training images, always the same, and on no test image: "
-        "to choose a setting")
+        "to choose a setting (default: none)")
     add("--label-noise", type=float, default=0.0, metavar="SHARE",
-        help="give so many of the training images a wrong label")
+        help="give so many of the training images a wrong label (default: %(default)s)")
     add("--imbalance", type=float, default=1.0, metavar="RATIO",
         help="keep all images of class 0, 1 in RATIO of the last, fewer and fewer "
-        "between")
+        "between (default: %(default)s)")
+    add("--flip", choices=["none", "horizontal", "both"], default="horizontal",
+        help="by chance: left to right, or upside down too; none for digits, text and "
+        "whatever has a left (default: %(default)s)")
+    add("--shift", type=int, default=4, metavar="PIXELS",
+        help="how far images are shifted at most, by chance (default: 4; of "
+        "image_folder.py an eighth of the side)")
     add("--network", default="preact_resnet18", metavar="NAME",
-        help=f"{', '.join(NETWORKS)}, or one of keras.applications")
-    add("--epochs", type=int, default=200)
-    add("--batch-size", type=int, default=128)
-    add("--learning-rate", type=float, default=0.1, help="the peak (default: 0.1)")
-    add("--warmup-epochs", type=int, default=5)
-    add("--momentum", type=float, default=0.9)
-    add("--weight-decay", type=float, default=5e-4, help="L2, on kernels only")
+        help=f"{', '.join(f'{n} ({about})' for n, about in ABOUT.items())}; or one of "
+        "keras.applications, such as EfficientNetV2B0 (default: %(default)s)")
+    add("--weights", default=NONE, metavar="WEIGHTS",
+        help="of a network of keras.applications: imagenet, which Keras downloads; a "
+        "FILE of its weights without the top; or none, to train from scratch "
+        "(default: %(default)s)")
+    add("--head-epochs", type=int, default=5, metavar="N",
+        help="with --weights: before the whole network trains, its new last layer "
+        "does for N epochs (default: %(default)s)")
+    add("--epochs", type=int, default=200, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=128, help="(default: %(default)s)")
+    add("--learning-rate", type=float,
+        help=f"the peak (default: {FROM_SCRATCH}; {FINE_TUNING} with --weights)")
+    add("--warmup-epochs", type=int, default=5,
+        help="in which the learning rate rises (default: %(default)s)")
+    add("--momentum", type=float, default=0.9, help="(default: %(default)s)")
+    add("--weight-decay", type=float, default=5e-4,
+        help="L2, on kernels only, not of keras.applications (default: %(default)s)")
     add("--mixed-precision", nargs="?", const="bfloat16",
-        choices=["bfloat16", "float16"])
+        choices=["bfloat16", "float16"], help="(default: none)")
     # fmt: on
 
 
@@ -156,10 +175,17 @@ def check(args, parser):
             parser.error(f"--{name} must be {expected}, not {value}")
     if args.method == "label_smoothing" and args.global_weight is not None:
         parser.error("--global-weight is not for label_smoothing")
+    for name in ("shift", "head_epochs"):
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            parser.error(f"--{name.replace('_', '-')} must be at least 0, not {value}")
     try:
         of_name(args.network)
+        check_weights(args.network, args.weights)
     except ValueError as error:
         parser.error(f"--network {error}")
+    if args.learning_rate is None:
+        args.learning_rate = FROM_SCRATCH if args.weights == NONE else FINE_TUNING
     if args.on_device:
         check_on_device(args, parser)
     if args.batch_size % args.devices:

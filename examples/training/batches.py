@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_mixavg import MixAvg
 
 BATCHES = 2**32  # of one epoch, at the most
-SHUFFLE, AUGMENT = 1, 2  # numbers that keep their draws apart
+SHUFFLE, AUGMENT, UPSIDE_DOWN = 1, 2, 3  # numbers that keep their draws apart
 
 
 class Epoch(keras.callbacks.Callback):
@@ -58,7 +58,9 @@ def training_batches(images, labels, args, epoch):
         )
 
     def batch(numbers, key):
-        cropped = crop_and_flip(tf.gather(images, numbers), draw_of(key, AUGMENT))
+        drawn = draw_of(key, AUGMENT)
+        chosen = tf.gather(images, numbers)
+        cropped = crop_and_flip(chosen, drawn, args.shift, args.flip)
         return cropped, tf.gather(labels, numbers)
 
     numbers = keys(args.seed, epoch).take(1).flat_map(shuffled)
@@ -80,14 +82,15 @@ def draw_of(key, purpose):
     return tf.random.experimental.stateless_fold_in(key, purpose)
 
 
-def crop_and_flip(images, key, padding=4):
+def crop_and_flip(images, key, padding=4, flip="horizontal"):
     """Each image of a batch by chance: shifted by up to `padding`, and flipped."""
     size, side = tf.shape(images)[0], images.shape[1]
     *shifts, chance = tf.unstack(tf.random.stateless_uniform((3, size, 1), key))
     rows, columns = (tf.cast(u * (2 * padding + 1), "int32") for u in shifts)
     pixels = tf.range(side)
-    rows += pixels
-    columns += tf.where(chance < 0.5, pixels[::-1], pixels)
+    other = tf.random.stateless_uniform((size, 1), draw_of(key, UPSIDE_DOWN))
+    rows += tf.where((other < 0.5) & (flip == "both"), pixels[::-1], pixels)
+    columns += tf.where((chance < 0.5) & (flip != "none"), pixels[::-1], pixels)
     edges = [padding, padding]
     images = tf.pad(images, [[0, 0], edges, edges, [0, 0]], "REFLECT")
     images = tf.gather(images, rows, axis=1, batch_dims=1)

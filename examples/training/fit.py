@@ -1,6 +1,8 @@
 """A run: from arrays to a trained network and what it leaves behind."""
 
 import contextlib
+import copy
+import functools
 import shlex
 import signal
 import sys
@@ -10,7 +12,11 @@ import keras
 
 from keras_mixavg import SoftLabelAccuracy
 from training import data, record
-from training.networks import of_name
+from training.methods import AveragedPairs, in_words
+from training.networks import NONE, of_name, pretrained
+
+HEAD = 0.1  # learning rate of a new last layer
+PICTURED = 32  # images of the batch that a picture shows a part of
 
 
 def main(args, load):
@@ -30,7 +36,7 @@ def main(args, load):
         ) from None
     scores = result["test"]
     print(
-        f"{args.method}: accuracy {100 * scores['accuracy']:.2f} %, "
+        f"{in_words(args.method)}: accuracy {100 * scores['accuracy']:.2f} %, "
         f"top-5 {100 * scores['top5_accuracy']:.2f} %, NLL {scores['nll']:.4f} nats, "
         f"ECE {100 * scores['ece']:.2f} %, {result['seconds']:.0f} s; see {args.out}"
     )
@@ -71,7 +77,9 @@ def train(args, training, test, names, extra=()):
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with distribution_scope(args):
-        network = of_name(args.network)(images.shape[1:], len(names), args.weight_decay)
+        network = network_of(args)(images.shape[1:], len(names), args.weight_decay)
+        if args.weights != NONE and not (args.out / "backup").exists():
+            train_head(method, network, batches, args, [epoch, *extra])
         model = compiled(method, network, args, len(batches))
         callbacks = method.callbacks()
         model.fit(
@@ -84,10 +92,42 @@ def train(args, training, test, names, extra=()):
             shuffle=False,
         )
     seconds = time.perf_counter() - start
-    few = data.few_of_each_class(images, labels, 8, args.seed)
-    pairs = [*few, *(part[-8:] for part in feed.mixed_once(*few, method, epoch))]
+    few = data.few_of_each_class(images, labels, min(PICTURED, len(labels)), args.seed)
+    epoch.on_epoch_begin(0)  # in the last ones a method may mix no more
+    mixed = [part[-len(few[1]) :] for part in feed.mixed_once(*few, method, epoch)]
+    batch = record.Batch(*few, *mixed, isinstance(method, AveragedPairs))
     table = callbacks[0].table if method.has_table else None
-    return record.write(args, model, test, names, table, pairs, seconds)
+    return record.write(args, model, test, names, table, batch, seconds)
+
+
+def network_of(args, random=False):
+    """A function of the images' shape, the number of classes and the decay.
+
+    `random` weights are those of a network of which only the shape is asked.
+    """
+    if args.weights == NONE:
+        return of_name(args.network)
+    weights = None if random or args.smoke else args.weights
+    return functools.partial(pretrained, args.network, weights)
+
+
+def train_head(method, network, batches, args, callbacks):
+    """Train the new last layer of a pretrained network for `--head-epochs`.
+
+    It begins with random weights, whose gradients would spoil the others. The images
+    are mixed as they are later; the global soft labels begin with the whole network.
+    """
+    network.get_layer("backbone").trainable = False
+    head = copy.copy(args)
+    head.epochs, head.learning_rate, head.warmup_epochs = args.head_epochs, HEAD, 0
+    compiled(method, network, head, len(batches)).fit(
+        batches,
+        epochs=args.head_epochs,
+        callbacks=[*callbacks, StopBetweenSteps()],
+        verbose=0 if args.quiet else "auto",
+        shuffle=False,
+    )
+    network.get_layer("backbone").trainable = True
 
 
 def distribution_scope(args):

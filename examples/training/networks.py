@@ -9,6 +9,8 @@ which is `weight_decay` of `torch.optim.SGD`.
 """
 
 import functools
+import importlib
+from pathlib import Path
 
 import keras
 from keras import layers
@@ -61,6 +63,17 @@ NETWORKS = {
     "fast_64": functools.partial(fast, width=64),
 }
 
+ABOUT = {  # in a few words
+    "preact_resnet18": "PreAct ResNet-18, 11 M parameters",
+    "small": "a narrow ResNet of 8 layers, 0.3 M",
+    "tiny": "half as wide, 0.08 M",
+    "fast": "8 convolutions that a CPU can train, 1.2 M",
+    "fast_8": "a quarter as wide, 0.08 M",
+    "fast_16": "half as wide, 0.3 M",
+    "fast_64": "twice as wide, 4.7 M",
+}
+NONE = "none"  # the weights of a network that trains from scratch
+
 
 def of_name(name):
     """One of NETWORKS, or of `keras.applications`: a function of the same arguments."""
@@ -72,6 +85,44 @@ def of_name(name):
         f"{name} is none of {', '.join(NETWORKS)}, nor a network of keras.applications "
         "such as EfficientNetV2B0"
     )
+
+
+def check_weights(name, weights):
+    """Refuse weights that are not there, or for a network that has none."""
+    if weights == NONE:
+        return
+    if name in NETWORKS:
+        raise ValueError(
+            f"{name} has no weights; --weights {weights} is for a network of "
+            "keras.applications, such as --network EfficientNetV2B0"
+        )
+    if weights != "imagenet" and not Path(weights).is_file():
+        raise ValueError(
+            f"{name}: --weights must be imagenet, none, or a file of weights without "
+            f"the top, and there is no file {weights}"
+        )
+
+
+def pretrained(name, weights, shape, num_classes, weight_decay=0.0):
+    """A network of `keras.applications` and its weights, with a new last layer.
+
+    Its batch normalization keeps the statistics that it comes with, also while the
+    network trains. The pretrained part is the layer `backbone`.
+    """
+    network = getattr(keras.applications, name)
+    backbone = network(
+        weights=weights, include_top=False, input_shape=shape, pooling="avg"
+    )
+    backbone.name = "backbone"
+    inputs = keras.Input(shape)
+    features = backbone(preprocessed(inputs, network), training=False)
+    return keras.Model(inputs, logits(features, num_classes, weight_decay))
+
+
+def preprocessed(inputs, network):
+    """Images of 0 to 255 as the weights of a network expect them."""
+    module = importlib.import_module(network.__module__)
+    return module.preprocess_input(inputs)
 
 
 def application(name, shape, num_classes, weight_decay=0.0):

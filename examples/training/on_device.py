@@ -33,7 +33,11 @@ class TrainingBatches(keras.utils.PyDataset):
         super().__init__()
         self.images, self.labels = jnp.asarray(images), jnp.asarray(labels, "int32")
         self.method, self.size, self.epoch = method, args.batch_size, epoch
-        self.key = jax.random.key(args.seed)
+        self.key, self.shift, self.flip = (
+            jax.random.key(args.seed),
+            args.shift,
+            args.flip,
+        )
         self.of_epoch = functools.lru_cache(1)(self.of_epoch)
         self.of_rate = functools.cache(self.of_rate)
 
@@ -57,7 +61,7 @@ class TrainingBatches(keras.utils.PyDataset):
         def batch(images, labels, order, key, index):
             numbers = jax.lax.dynamic_slice_in_dim(order, index * self.size, self.size)
             augment, mix = jax.random.split(jax.random.fold_in(key, index))
-            cropped = crop_and_flip(images[numbers], augment)
+            cropped = crop_and_flip(images[numbers], augment, self.shift, self.flip)
             return self.method.mixed(layer, cropped, labels[numbers], draws_of(mix))
 
         return batch
@@ -68,15 +72,19 @@ def draws_of(key):
     return Draws(jax.random.key_data(key), jax.random.fold_in)
 
 
-def crop_and_flip(images, key, padding=4):
+def crop_and_flip(images, key, padding=4, flip="horizontal"):
     """Each image of a batch by chance: shifted by up to `padding`, and flipped."""
     size, side = images.shape[:2]
     for_shifts, for_flips = jax.random.split(key)
     shifts = jax.random.randint(for_shifts, (2, size, 1), 0, 2 * padding + 1)
     pixels = jnp.arange(side)
-    flipped = jax.random.bernoulli(for_flips, shape=(size, 1))
-    rows = shifts[0] + pixels
-    columns = shifts[1] + jnp.where(flipped, pixels[::-1], pixels)
+
+    def line(shift, key, flips):
+        flipped = jax.random.bernoulli(key, shape=(size, 1)) & flips
+        return shift + jnp.where(flipped, pixels[::-1], pixels)
+
+    rows = line(shifts[0], jax.random.fold_in(for_flips, 1), flip == "both")
+    columns = line(shifts[1], for_flips, flip != "none")
     edges = (padding, padding)
     images = jnp.pad(images, [(0, 0), edges, edges, (0, 0)], "reflect")
     each = jnp.arange(size)[:, None, None]

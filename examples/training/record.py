@@ -9,7 +9,8 @@ pictures.
 import csv
 import json
 import shutil
-from collections import Counter
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -20,10 +21,22 @@ import numpy as np
 
 from keras_mixavg import plotting
 from training.environment import environment
+from training.methods import in_words
 from training.scores import BINS, calibration, ece, log_probabilities, scores
 
 
-def write(args, model, test, class_names, table, pairs, seconds):
+@dataclass
+class Batch:
+    """Some images of a batch and their labels, before and after a method mixes them."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    mixed: np.ndarray
+    mixed_labels: np.ndarray
+    averaged: bool  # whether each mixed image is the average of two
+
+
+def write(args, model, test, class_names, table, batch, seconds):
     """Test the model and write everything; returns what is in `result.json`.
 
     Args:
@@ -32,7 +45,7 @@ def write(args, model, test, class_names, table, pairs, seconds):
         test: images and class numbers.
         class_names: a list.
         table: the global soft labels, or None.
-        pairs: the arguments of `plotting.plot_pairs` but for the names.
+        batch: a Batch, to be shown.
         seconds: of `fit`.
     """
     images, labels = test
@@ -41,11 +54,15 @@ def write(args, model, test, class_names, table, pairs, seconds):
     figures = {
         "curves": draw_curves(history),
         "reliability": draw_reliability(logits, labels),
-        "pairs": plotting.plot_pairs(*pairs, class_names),
     }
+    if (pairs := draw_mixed(batch, class_names)) is not None:
+        figures["pairs"] = pairs
     if table is not None:
         figures["soft_labels"] = plotting.plot_table(table, class_names)
         np.save(args.out / "soft_labels.npy", table)
+    for figure in figures.values():
+        say_whose(figure, args)
+    np.savez(args.out / "predictions.npz", logits=logits, labels=labels)
     save_pictures(args.out, figures)
     if not args.on_device:  # which is without TensorFlow
         show_in_tensorboard(args.out, figures)
@@ -80,9 +97,6 @@ def settings(args):
 # --- Pictures ------------------------------------------------------------------------
 
 
-SHOWN = 5  # pairs of classes that are confused
-
-
 def read_history(out):
     """`history.csv` as a dict of columns.
 
@@ -103,8 +117,55 @@ def read_history(out):
     return columns
 
 
+SHOWN_MIXED, SHOWN_WHOLE = 6, 2  # images of a batch
+WIDTH = 16  # letters below an image
+
+
+def say_whose(figure, args):
+    """Put below the title which method and seed a picture is of."""
+    whose = f"{in_words(args.method)}, seed {args.seed}"
+    figure.suptitle(f"{figure.get_suptitle()}\n{whose}", fontsize="medium")
+
+
+def draw_mixed(batch, names):
+    """What the network sees of a batch, or None where nothing is mixed.
+
+    Which images are mixed is left to chance, so most of those that are shown are.
+    """
+    differs = np.abs(batch.mixed.astype(float) - batch.images).max(axis=(1, 2, 3)) > 0.5
+    if not differs.any():
+        return None
+    mixed, whole = np.flatnonzero(differs), np.flatnonzero(~differs)
+    first = [*mixed[:SHOWN_MIXED], *whole[:SHOWN_WHOLE]]
+    order = [*first, *mixed[SHOWN_MIXED:], *whole[SHOWN_WHOLE:]]
+    parts = (batch.images, batch.labels, batch.mixed, batch.mixed_labels)
+    parts = [part[order] for part in parts]
+    names = [textwrap.fill(name, WIDTH) for name in names]
+    if batch.averaged:
+        return plotting.plot_pairs(*parts, names, max_columns=len(first))
+    images, labels, mixed, mixed_labels = (part[: len(first)] for part in parts)
+    figure, axes = plt.subplots(
+        2, len(first), figsize=(1.6 * len(first), 4.8), layout="constrained"
+    )
+    figure.suptitle("What does the network see of a batch?")
+    for column, number in enumerate(labels):
+        shares = mixed_labels[column]
+        top = [k for k in np.argsort(-shares, kind="stable")[:2] if shares[k] >= 0.005]
+        below = "\n".join(f"{100 * shares[k]:.0f} % {names[k]}" for k in top)
+        for row, (image, text) in enumerate(
+            [(images[column], names[number]), (mixed[column], below)]
+        ):
+            axes[row, column].imshow(np.clip(image, 0, 255).astype("uint8").squeeze())
+            axes[row, column].set(xticks=[], yticks=[])
+            axes[row, column].set_xlabel(text, fontsize=8)
+    for ax, title in zip(axes[:, 0], ("image", "seen"), strict=True):
+        ax.set_ylabel(title)
+    return figure
+
+
 def draw_curves(history):
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    figure.suptitle("What happens over the epochs?")
     epochs = 1 + np.array(history["epoch"])
     for ax, name, label in (
         (axes[0], "loss", "loss, nats (training: with soft labels and decay)"),
@@ -114,16 +175,34 @@ def draw_curves(history):
         test = np.array(history.get(f"val_{name}", np.full(len(epochs), np.nan)))
         ax.plot(epochs[~np.isnan(test)], test[~np.isnan(test)], label="test")
         ax.set(xlabel="epoch", ylabel=label)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
+    leave_spikes_out(axes[0])
     return figure
+
+
+def leave_spikes_out(ax):
+    """End the axis of a loss where all but a few early epochs are, and say so."""
+    values = np.concatenate([line.get_ydata() for line in ax.lines])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return
+    top = 3 * np.percentile(values, 75)
+    beyond = int(np.sum(values > top))
+    ax.set_ylim(bottom=0)
+    if beyond:
+        ax.set_ylim(top=top)
+        above = f"{beyond} of {len(values)} points are above, up to {values.max():.3g}"
+        ax.set_title(above, fontsize="small")
 
 
 def draw_reliability(logits, labels):
     probabilities = np.exp(log_probabilities(logits))
     confidence, accuracy, count = calibration(probabilities, labels)
     error = 100 * ece(probabilities, labels)
-    figure, ax = plt.subplots(figsize=(5, 4.6), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.4, 5), layout="constrained")
+    figure.suptitle("Is a prediction as likely as it says?")
     centres = (np.arange(BINS) + 0.5) / BINS
     ax.bar(centres, np.nan_to_num(accuracy), 0.9 / BINS, label="accuracy")
     ax.plot([0, 1], [0, 1], "k--", lw=1, label="as confident as accurate")
@@ -138,34 +217,6 @@ def draw_reliability(logits, labels):
         title=f"expected calibration error {error:.1f} %, n = {len(labels)}",
     )
     ax.legend(loc="upper left")
-    return figure
-
-
-def draw_confused(model, images, labels, names):
-    """The pairs of classes that are confused most often, with an image of each."""
-    logits = logits_of(model, images)
-    top = logits.argmax(axis=1)
-    sure = np.exp(log_probabilities(logits)).max(axis=1)
-    pairs = Counter(
-        (int(a), int(b)) for a, b in zip(labels, top, strict=True) if a != b
-    ).most_common(SHOWN)
-    columns = max(2, len(pairs))
-    figure, axes = plt.subplots(
-        1, columns, figsize=(2.2 * columns, 3), squeeze=False, layout="constrained"
-    )
-    figure.suptitle("Which classes are confused most often?")
-    for ax in axes[0]:
-        ax.set_axis_off()
-    for ax, ((true, taken), count) in zip(axes[0], pairs, strict=False):
-        members = np.flatnonzero((labels == true) & (top == taken))
-        ax.imshow(images[members[sure[members].argmax()]])
-        share = 100 * count / np.sum(labels == true)
-        ax.set_title(
-            f"{names[true]}\ntaken for {names[taken]}\n{count} times, {share:.0f} %",
-            fontsize=9,
-        )
-    if not pairs:
-        axes[0, 0].text(0.5, 0.5, "none: all are right", ha="center")
     return figure
 
 

@@ -44,27 +44,39 @@ def log_probabilities(logits):
 
 
 def nll(logits, labels):
-    return float(-log_probabilities(logits)[np.arange(len(labels)), labels].mean())
+    return float(nll_of_each(logits, labels).mean())
+
+
+def nll_of_each(logits, labels):
+    return -log_probabilities(logits)[np.arange(len(labels)), labels]
 
 
 def ece(probabilities, labels):
-    confidence, accuracy, count = calibration(probabilities, labels)
+    return ece_of(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+
+
+def ece_of(confidence, correct, weights=None):
+    """From each sample's winning probability, and whether that class is right."""
+    confidence, accuracy, count = binned(confidence, correct, weights)
     gaps = np.abs(confidence - accuracy)[count > 0] * count[count > 0]
-    return float(gaps.sum() / len(labels))
+    return float(gaps.sum() / count.sum())
 
 
 def calibration(probabilities, labels):
     """Mean confidence, accuracy (nan where empty) and count of each bin."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    return binned(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+
+
+def binned(confidence, correct, weights=None):
+    weights = np.ones(len(correct), int) if weights is None else weights
     bin_of = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    count = np.bincount(bin_of, minlength=BINS)
+
+    def total(values):
+        return np.bincount(bin_of, values * weights, BINS)
+
+    count = total(1).astype(weights.dtype)
     with np.errstate(invalid="ignore"):
-        return (
-            np.bincount(bin_of, confidence, BINS) / count,
-            np.bincount(bin_of, correct, BINS) / count,
-            count,
-        )
+        return total(confidence) / count, total(correct) / count, count
 
 
 def temperature_scaled(logits, labels):

@@ -1,0 +1,456 @@
+"""What several runs of several methods say: differences, a verdict, the next step.
+
+`results` is `{method: [Run, ...]}`, the same rounds of each, in their order.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from training import compare, record, scores
+from training.methods import in_words
+
+PLAIN, OURS = "erm", "mixavg"
+MEMORISED = 0.9  # of the training images, from which plain training memorises
+STILL_FALLS = 0.9  # the last loss by that of a quarter of the epochs before
+SMALL = 1.0  # points of accuracy that are not worth a run
+RESAMPLED = 500  # times, for the interval of the calibration error
+LARGER = {
+    "fast_8": "fast_16",
+    "fast_16": "fast",
+    "fast": "fast_64",
+    "tiny": "small",
+    "small": "preact_resnet18",
+}
+
+
+@dataclass(eq=False)
+class Run:
+    """One network: which images it was tested on, and what it predicted."""
+
+    images: np.ndarray  # their numbers
+    labels: np.ndarray
+    logits: np.ndarray
+    history: dict
+    result: dict
+
+
+def read_run(folder, images):
+    saved = np.load(folder / "predictions.npz")
+    return Run(
+        images,
+        saved["labels"],
+        saved["logits"],
+        record.read_history(folder),
+        json.loads((folder / "result.json").read_text()),
+    )
+
+
+# --- Measures ------------------------------------------------------------------------
+
+
+def right(run):
+    return 100.0 * (run.logits.argmax(axis=1) == run.labels)
+
+
+def surprise(run):
+    return scores.nll_of_each(run.logits, run.labels)
+
+
+@functools.cache
+def surprise_scaled(run):
+    scaled, _ = scores.temperature_scaled(run.logits, run.labels)
+    return scores.nll_of_each(scaled, run.labels)
+
+
+@functools.cache
+def winning_probabilities(run):
+    """A row for each image: the highest probability, and whether its class is right."""
+    p = np.exp(scores.log_probabilities(run.logits))
+    return np.stack([p.max(axis=1), p.argmax(axis=1) == run.labels], axis=1)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of each image; its mean is shown."""
+
+    name: str
+    of_images: object
+    digits: int
+    better: int  # 1 if more is better, -1 if less is
+
+    def pooled(self, runs):
+        """That of all predictions together."""
+        return float(np.concatenate([self.of_images(run) for run in runs]).mean())
+
+
+class CalibrationError(Measure):
+    def pooled(self, runs, weights=None):
+        winning = np.concatenate([winning_probabilities(run) for run in runs])
+        return 100 * scores.ece_of(*winning.T, weights)
+
+
+ACCURACY = Measure("accuracy, %", right, 2, 1)
+NLL = Measure("NLL, nats", surprise, 3, -1)
+NLL_SCALED = Measure("NLL after one temperature", surprise_scaled, 3, -1)
+ECE = CalibrationError("ECE, %", winning_probabilities, 1, -1)
+MEASURES = (ACCURACY, NLL, NLL_SCALED, ECE)
+
+
+# --- Differences ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two methods in one measure, with the half widths of two 95 % intervals.
+
+    One is over the test images, and says what other images of the kind would change;
+    the other over the runs, and says what other seeds would. The wider one counts.
+    """
+
+    measure: Measure
+    mean: float
+    over_images: float
+    over_runs: float
+
+    @property
+    def half(self):
+        return max(self.over_images, self.over_runs)
+
+    @property
+    def says(self):
+        """1 if better, -1 if worse, 0 if the interval holds both."""
+        if abs(self.mean) <= self.half:
+            return 0
+        return self.measure.better if self.mean > 0 else -self.measure.better
+
+    def __str__(self):
+        digits, mean, half = self.measure.digits, self.mean, self.half
+        if not np.isfinite(half):
+            return f"{mean:+.{digits}f}"
+        return (
+            f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+        )
+
+
+def difference(ours, other, measure):
+    """`ours` minus `other`, which were tested on the same images, run by run."""
+    return _difference(tuple(ours), tuple(other), measure)
+
+
+@functools.cache
+def _difference(ours, other, measure):
+    pairs = list(zip(ours, other, strict=True))
+    if isinstance(measure, CalibrationError):
+        of_runs = [measure.pooled([a]) - measure.pooled([b]) for a, b in pairs]
+        mean = measure.pooled(ours) - measure.pooled(other)
+        over_images = _resampled(ours, other, measure)
+    else:
+        each = [measure.of_images(a) - measure.of_images(b) for a, b in pairs]
+        of_runs = [values.mean() for values in each]
+        of_images = _mean_of_each_image([run.images for run in ours], each)
+        n = len(of_images)
+        error = np.std(of_images, ddof=1) / np.sqrt(n) if n > 1 else np.inf
+        mean = float(of_images.mean())
+        over_images = float(stats.t.ppf(0.975, max(n - 1, 1)) * error)
+    return Difference(measure, mean, over_images, compare.interval(of_runs)[1])
+
+
+def _mean_of_each_image(images, values):
+    _, places = np.unique(np.concatenate(images), return_inverse=True)
+    return np.bincount(places, np.concatenate(values)) / np.bincount(places)
+
+
+def _resampled(ours, other, measure):
+    """Half the interval of a measure that is no mean, by the bootstrap over images."""
+    rng = np.random.default_rng(0)
+    _, places = np.unique(
+        np.concatenate([run.images for run in ours]), return_inverse=True
+    )
+    found = []
+    for _ in range(RESAMPLED):
+        times = np.bincount(rng.integers(0, places.max() + 1, places.max() + 1))
+        times = np.pad(times, (0, places.max() + 1 - len(times)))[places]
+        found.append(measure.pooled(ours, times) - measure.pooled(other, times))
+    return float(stats.norm.ppf(0.975) * np.std(found, ddof=1))
+
+
+# --- Tables --------------------------------------------------------------------------
+
+
+def absolute(results):
+    """Rows of strings: each method's figures, mean and standard deviation over runs."""
+    rows = [
+        ["method", *(m.name for m in MEASURES), "training accuracy, %", "s an epoch"]
+    ]
+    for method, runs in results.items():
+        row = [in_words(method)]
+        for measure in MEASURES:
+            text = f"{measure.pooled(runs):.{measure.digits}f}"
+            if len(runs) > 1:
+                spread = np.std([measure.pooled([run]) for run in runs], ddof=1)
+                text += f" ± {spread:.{measure.digits}f}"
+            row.append(text)
+        row.append(f"{100 * trained(runs):.1f}")
+        seconds = [run.result["seconds_per_epoch"] for run in runs]
+        rows.append([*row, f"{np.median(seconds):.1f}"])
+    return rows
+
+
+def differences(results):
+    """Rows of strings: the method of interest against plain training and a rival."""
+    method, rival = candidate(results), best_rival(results)
+    others = [PLAIN, *([rival] if rival else [])]
+    rows = [[f"{in_words(method)} minus", *map(in_words, others)]]
+    for measure in MEASURES:
+        row = [measure.name]
+        for other in others:
+            of_pair = difference(results[method], results[other], measure)
+            row.append(f"**{of_pair}**" if of_pair.says else str(of_pair))
+        rows.append(row)
+    return rows
+
+
+def candidate(results):
+    """The method that the verdict is about."""
+    return OURS if OURS in results else most_accurate(results, {PLAIN})
+
+
+def best_rival(results):
+    """The most accurate of the other methods, or None."""
+    return most_accurate(results, {PLAIN, candidate(results)})
+
+
+def most_accurate(results, but):
+    others = [method for method in results if method not in but]
+    means = {method: ACCURACY.pooled(results[method]) for method in others}
+    return max(means, key=means.get, default=None)
+
+
+# --- The verdict ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    title: str
+    paragraphs: dict  # by a heading
+    changes: dict  # of the options, for the next command
+
+
+def verdict(results, args):
+    why, step, changes = next_step(results, args)
+    return Verdict(
+        title(results),
+        {
+            "Accuracy": accuracy_in_words(results),
+            "Probabilities": probabilities_in_words(results),
+            "Why": why,
+            "Next": step,
+        },
+        changes,
+    )
+
+
+def title(results):
+    """What to use, in one line."""
+    ours, rival = candidate(results), best_rival(results)
+
+    def says(method, other, measure):
+        return difference(results[method], results[other], measure).says
+
+    best = [m for m in (ours, rival) if m and says(m, PLAIN, ACCURACY) > 0]
+    if len(best) == 2 and says(rival, ours, ACCURACY) <= 0:
+        best = [ours]
+    if best:
+        return f"Use {in_words(best[-1])}"
+    if says(ours, PLAIN, ACCURACY) < 0:
+        return "Stay with plain training"
+    of_probabilities = says(ours, PLAIN, NLL_SCALED)
+    if of_probabilities > 0:
+        return f"Use {in_words(ours)} for its probabilities; accuracy is undecided"
+    if of_probabilities < 0:
+        return "Stay with plain training: its probabilities are better"
+    return f"Not decided: {CAUSES[cause(results)]}"
+
+
+def accuracy_in_words(results):
+    ours, rival = candidate(results), best_rival(results)
+    sentences = []
+    for other in filter(None, (PLAIN, rival)):
+        of_pair = difference(results[ours], results[other], ACCURACY)
+        name = in_words(other)
+        if other == rival:
+            name += ", the most accurate of the other methods,"
+        said = {1: "more", -1: "less"}.get(of_pair.says)
+        if said:
+            text = f"is {said} accurate than {name} by {abs(of_pair.mean):.1f} points"
+        else:
+            text = f"cannot be told from {name} by its accuracy"
+        if np.isfinite(of_pair.half):
+            low, high = of_pair.mean - of_pair.half, of_pair.mean + of_pair.half
+            text += f" (95 % interval {low:+.1f} to {high:+.1f} points)"
+        else:
+            text += f" ({of_pair.mean:+.1f} points; three runs make an interval)"
+        sentences.append(f"{in_words(ours)} {text.replace(',,', ',')}.")
+    return " ".join(sentences)
+
+
+def probabilities_in_words(results):
+    ours, rival = candidate(results), best_rival(results)
+    sentences = []
+    for other in filter(None, (PLAIN, rival)):
+        parts = []
+        for measure in (NLL, NLL_SCALED, ECE):
+            of_pair = difference(results[ours], results[other], measure)
+            a, b = (
+                f"{measure.pooled(results[m]):.{measure.digits}f}"
+                for m in (ours, other)
+            )
+            said = {1: "better", -1: "worse", 0: "undecided"}[of_pair.says]
+            parts.append(f"{measure.name.split(',')[0]} {a} against {b} ({said})")
+        sentences.append(f"Against {in_words(other)}: {', '.join(parts)}.")
+    raw, scaled = (
+        difference(results[ours], results[PLAIN], m).says for m in (NLL, NLL_SCALED)
+    )
+    if raw > 0 and scaled <= 0:
+        sentences.append(
+            "A temperature fitted on held-out images does as much for plain training."
+        )
+    return " ".join(sentences)
+
+
+def trained(runs):
+    """Mean accuracy on the training images in the last epoch, as they are mixed."""
+    return float(np.mean([run.history["accuracy"][-1] for run in runs]))
+
+
+def memorises(results):
+    return trained(results[PLAIN]) >= MEMORISED
+
+
+def still_falls(runs):
+    losses = [run.history["loss"] for run in runs]
+    before = [loss[-1 - max(1, len(loss) // 4)] for loss in losses if len(loss) > 1]
+    return bool(before) and np.mean(
+        [loss[-1] for loss in losses if len(loss) > 1]
+    ) < STILL_FALLS * np.mean(before)
+
+
+def cause(results):
+    """Why it came out as it did, in one word."""
+    plain = results[PLAIN]
+    found = difference(results[candidate(results)], plain, ACCURACY)
+    if not memorises(results):
+        return "epochs" if still_falls(plain) else "network"
+    if found.says:
+        return "answered"
+    if found.half <= SMALL:
+        return "small"
+    return "runs" if found.over_runs > found.over_images else "images"
+
+
+CAUSES = {  # where nothing is decided
+    "epochs": "plain training underfits",
+    "network": "plain training underfits",
+    "small": f"any difference is smaller than {SMALL:g} point",
+    "runs": "too few runs",
+    "images": "too few test images",
+}
+
+
+def next_step(results, args):
+    """Why it came out so, what to do, and the options that this takes."""
+    plain, why = results[PLAIN], cause(results)
+    found = difference(results[candidate(results)], plain, ACCURACY)
+    tested = len(np.unique(np.concatenate([run.images for run in plain])))
+    regime = (
+        f"Plain training gets {100 * trained(plain):.1f} % of its training images "
+        f"right and {ACCURACY.pooled(plain):.1f} % of the test images: it "
+    )
+    if memorises(results):
+        regime += "memorises, which is where regularizers help."
+    else:
+        regime += "underfits, and there a regularizer hardly helps."
+    if why == "epochs":
+        more = 3 * args.epochs
+        return (
+            f"{regime} Too few epochs: after {args.epochs} its loss still falls.",
+            f"Train for {more} epochs:",
+            {"epochs": more},
+        )
+    if why == "network":
+        regime += " Its loss falls no longer: the network is too small."
+        if args.network not in LARGER:
+            return regime, *fine_tune(args)
+        larger = LARGER[args.network]
+        return regime, f"Train a larger network, {larger}:", {"network": larger}
+    if why == "small":
+        return f"{regime} Any difference is below {SMALL:g} point.", *fine_tune(args)
+    if why == "runs":
+        runs, more = len(plain), 2 * max(len(plain), compare.PAIRS)
+        return (
+            f"{regime} Too few runs: {count(runs, 'run')} of each method"
+            + (
+                f" leave ± {found.over_runs:.1f} points, {tested:,} test images "
+                f"± {found.over_images:.1f}."
+                if np.isfinite(found.over_runs)
+                else f", and an interval takes {compare.PAIRS}."
+            ),
+            f"Make {more} runs of each method; those that are finished count:",
+            {"runs": more},
+        )
+    if why == "images":
+        regime += (
+            f" Too few test images: {tested:,} leave ± {found.over_images:.1f} points, "
+            "however many runs you make. Four times as many halve that."
+        )
+        if args.validation:
+            return (
+                regime,
+                f"Test each image of {args.folder}, by cross-validation:",
+                {"validation": None},
+            )
+    return regime, *fine_tune(args)
+
+
+def fine_tune(args):
+    """The step that is left where the question is answered, or more images needed."""
+    if args.weights == "none":
+        return (
+            "Fine-tune a network that was trained on ImageNet, with the same methods; "
+            "Keras downloads its weights:",
+            {"network": "EfficientNetV2B0", "weights": "imagenet"},
+        )
+    return (
+        "Put the method of your choice into your own program, as "
+        "docs/recipes/transfer.md shows. To confirm the answer with other parts and "
+        "seeds:",
+        {"runs": 2 * args.runs},
+    )
+
+
+def no_more_runs(results, args):
+    """Why further runs would not help, or None.
+
+    Asked after each round: of the first, whether plain training underfits; later, once
+    every image was tested, whether the images are too few.
+    """
+    done = len(results[PLAIN])
+    if done == 1 and not memorises(results):
+        return (
+            "Plain training underfits, and the answer would be that a regularizer "
+            "hardly helps."
+        )
+    whole = args.validation or done % args.folds == 0
+    if done >= compare.PAIRS and whole:
+        found = difference(results[candidate(results)], results[PLAIN], ACCURACY)
+        if found.over_images >= found.over_runs:
+            return "More runs would test the same images again, which are too few."
+    return None
+
+
+def count(number, thing):
+    return f"{number:,} {thing}" + "s" * (number != 1)

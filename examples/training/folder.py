@@ -1,0 +1,116 @@
+"""A folder with a folder of images for each class: what is in it, and what is wrong."""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+READ = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # by image_dataset_from_directory
+LISTED = 5  # at the most, in a message
+SIDES = 32, 224  # of images, at least and at most, unless a flag says otherwise
+
+
+@dataclass
+class Survey:
+    """What is in a folder."""
+
+    counts: dict  # images of each class, by its name
+    side: int  # median of the shorter sides, in pixels
+
+    @property
+    def images(self):
+        return sum(self.counts.values())
+
+    @property
+    def image_size(self):
+        """That of the images, within limits."""
+        return int(np.clip(self.side, *SIDES))
+
+
+def survey(folder):
+    """Read every image once, so that none ends the training hours later."""
+    folders = class_folders(folder)
+    broken, others, sides = [], Counter(), []
+    for path in (p for f in folders for p in f.rglob("*") if p.is_file()):
+        if path.suffix.lower() not in READ:
+            others[path.suffix.lower() or "no ending"] += 1
+            continue
+        try:
+            image = tf.io.decode_image(path.read_bytes(), expand_animations=False)
+            sides.append(min(image.shape[:2]))
+        except (tf.errors.OpError, OSError):
+            broken.append(path)
+    if broken:
+        listed = "\n    ".join(map(str, sorted(broken)[:LISTED]))
+        raise SystemExit(
+            f"Images that cannot be read: {len(broken)}, the first\n    {listed}\n"
+            "Repair or remove them and start again; nothing has been trained."
+        )
+    if others:
+        found = ", ".join(f"{count} {ending}" for ending, count in others.items())
+        print(f"Left out, since they are no images that Keras reads: {found}.")
+    return Survey({f.name: len(images_in(f)) for f in folders}, int(np.median(sides)))
+
+
+def class_folders(folder):
+    """The class folders, or a message that says what is wrong with them."""
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is no folder.")
+    folders = sorted(
+        f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")
+    )
+    names = [f.name for f in folders]
+    if len(folders) < 2:
+        raise SystemExit(
+            f"{folder} must have a folder of images for each of at least two classes. "
+            f"Found: {names or 'no folder'}."
+        )
+    folded = Counter(name.casefold() for name in names)
+    twice = [name for name in names if folded[name.casefold()] > 1]
+    if twice:
+        raise SystemExit(
+            f"Class folders of {folder} differ only by case: {', '.join(twice)}. "
+            "Rename one, or move its images to the other."
+        )
+    empty = [f.name for f in folders if not images_in(f)]
+    if empty:
+        raise SystemExit(
+            f"Class folders of {folder} without an image ({', '.join(READ)}): "
+            f"{', '.join(empty)}. Add images or remove the folders."
+        )
+    return folders
+
+
+def images_in(folder):
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ)
+
+
+@functools.lru_cache(maxsize=2)  # once for all runs: DIR, and --validation
+def read(folder, side):
+    """All images of a folder, uint8, and their class numbers."""
+    dataset = keras.utils.image_dataset_from_directory(
+        folder,
+        class_names=[f.name for f in class_folders(folder)],
+        image_size=(side, side),
+        crop_to_aspect_ratio=True,
+        batch_size=None,
+        shuffle=False,
+        verbose=False,
+    )
+    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
+    return np.stack(images).round().astype("uint8"), np.array(labels)
+
+
+def parts(labels, count, seed):
+    """Which part of a cross-validation each image is tested in.
+
+    Each part has as many images of a class as any other, up to one.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    result = np.empty(len(labels), int)
+    result[by_class] = np.arange(len(labels)) % count
+    return result
