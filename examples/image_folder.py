@@ -66,7 +66,8 @@ def parse_arguments(argv=None):
         help="make all runs, also where they would change nothing (default: no)")
     add("--smoke", action="store_true",
         help="does it run? two epochs, random weights, no answer (default: no)")
-    add("--out", type=Path, metavar="DIR", help="of the results (default: runs/folder-DIR)")
+    add("--out", type=Path, metavar="DIR",
+        help="for the results (default: runs/folder-DIR)")
     # fmt: on
     arguments.add_training(parser)
     parser.set_defaults(
