@@ -77,6 +77,8 @@ def parse_arguments(argv=None):
     if "erm" not in args.compared:
         args.compared = ["erm", *args.compared]
     arguments.check(args, parser)
+    if args.held_out:
+        parser.error("--held-out is not for a folder, which is tested part by part")
     for name, least in (("runs", 1), ("image_size", 1), ("folds", 2)):
         value = getattr(args, name)
         if value is not None and value < least:

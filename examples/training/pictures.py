@@ -24,7 +24,7 @@ def draw_curves(results):
         ):
             if (method, key) == ("label_smoothing", "val_loss"):
                 continue  # Keras smooths the labels of the test images too
-            curves = scale * np.array([run.history[key] for run in runs])
+            curves = scale * of_one_length([run.history[key] for run in runs])
             epochs = 1 + np.arange(curves.shape[1])
             ax.plot(epochs, curves.T, color=f"C{i}", lw=0.6, alpha=0.35)
             ax.plot(
@@ -40,6 +40,12 @@ def draw_curves(results):
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def of_one_length(curves):
+    """Rows that end with nan, where a run was stopped early."""
+    length = max(map(len, curves))
+    return np.array([[*curve, *[np.nan] * (length - len(curve))] for curve in curves])
 
 
 def draw_reliability(results):
