@@ -26,7 +26,9 @@ pytestmark = pytest.mark.once
 
 READMES = ["README.md", "keras_mixavg/README.md"]  # not pages of docs/
 # Of what a page may need and `make test` does not install.
-OPTIONAL = re.compile(r"^\s*(?:import|from) (torch|grain|keras_cv|jax)\b", re.MULTILINE)
+OPTIONAL = re.compile(
+    r"^\s*(?:import|from) (torch|grain|keras_cv|keras_hub|jax)\b", re.MULTILINE
+)
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s#]*)(?:#([^)\s]*))?\)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 

@@ -25,6 +25,9 @@ that makes several: change `args.method`, `args.seed` and `args.out` between the
 | `fit.py` | a run: devices, schedule, `model.fit`, Ctrl-C and `--resume` |
 | `scores.py` | accuracy, likelihood and calibration from logits |
 | `compare.py` | means, and intervals of paired differences, over seeds |
+| `folder.py` | a folder with a folder of images for each class |
+| `answer.py` | what several runs of several methods say, and the next step |
+| `pictures.py`, `page.py` | of them: pictures, and one HTML page |
 | `record.py` | what a run leaves behind: `result.json`, `history.csv`, pictures |
 
 Another method is a subclass of one in `methods.py`, in a dict like `methods.METHODS`

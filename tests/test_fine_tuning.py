@@ -1,0 +1,121 @@
+"""A pretrained network in the training programs: its head first, then all of it."""
+
+import importlib
+import json
+
+import keras
+import numpy as np
+import pytest
+
+for package in ("sklearn", "matplotlib"):
+    pytest.importorskip(package)
+
+import cifar  # noqa: E402
+from training import fit, networks  # noqa: E402
+
+pytestmark = [
+    pytest.mark.once,
+    # Of protobuf and TensorBoard; and that tf.data keeps its graphs.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Even though"),
+]
+
+
+def narrow(weights=None, include_top=False, input_shape=None, pooling=None, **unused):
+    """A network of the signature of keras.applications, of one convolution."""
+    layers = [
+        keras.Input(input_shape),
+        keras.layers.Conv2D(4, 3, strides=4),
+        keras.layers.BatchNormalization(),
+        keras.layers.GlobalAveragePooling2D(),
+    ]
+    model = keras.Sequential(layers)
+    if weights:
+        model.load_weights(weights)
+    return model
+
+
+@pytest.fixture
+def pretrained_file(tmp_path, monkeypatch):
+    """Weights of `Narrow`, which keras.applications has for this test."""
+    narrow.__module__ = keras.applications.MobileNetV2.__module__  # -1 to 1
+    monkeypatch.setattr(keras.applications, "Narrow", narrow, raising=False)
+    path = tmp_path / "narrow.weights.h5"
+    narrow(input_shape=(32, 32, 3)).save_weights(path)
+    return path
+
+
+def arguments(out, *flags):
+    given = ["--network", "Narrow", "--out", str(out), "--quiet", *map(str, flags)]
+    given += ["--epochs", "2", "--warmup-epochs", "0", "--batch-size", "32"]
+    return cifar.parse_arguments(given)
+
+
+def digits():
+    rng = np.random.default_rng(0)
+    images, labels = (
+        rng.integers(0, 256, (64, 32, 32, 3)).astype("uint8"),
+        np.arange(64),
+    )
+    names = ["a", "b", "c", "d"]
+    return (images, labels % 4), (images[:8], labels[:8] % 4), names
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_the_head_trains_first_and_then_all_at_a_small_rate(
+    pretrained_file, tmp_path, monkeypatch
+):
+    seen = []
+    whole = fit.compiled
+
+    def compiled(method, network, args, steps):
+        kernel = network.get_layer("backbone").weights[0].numpy()
+        model = whole(method, network, args, steps)
+        seen.append((kernel, len(model.trainable_weights), args.learning_rate))
+        return model
+
+    monkeypatch.setattr(fit, "compiled", compiled)
+    flags = ["--method", "mixavg", "--weights", pretrained_file, "--head-epochs", "1"]
+    args = arguments(tmp_path / "out", *flags)
+    fit.train(args, *digits())
+    (first, of_head, head_rate), (second, of_all, rate) = seen
+    before = narrow(weights=pretrained_file, input_shape=(32, 32, 3)).weights[0].numpy()
+    np.testing.assert_array_equal(first, before)  # what the file has
+    np.testing.assert_array_equal(second, before)  # the head alone has trained
+    assert (of_head, head_rate) == (2, fit.HEAD)
+    assert (of_all, rate) == (6, 0.01)
+    model = keras.saving.load_model(tmp_path / "out" / "model.keras")
+    backbone = model.get_layer("backbone")
+    assert not np.array_equal(backbone.weights[0].numpy(), before)  # then it has too
+    mean = next(w for w in backbone.weights if w.path.endswith("moving_mean"))
+    np.testing.assert_array_equal(mean.numpy(), 0)  # its statistics are those it had
+    settings = json.loads((tmp_path / "out" / "result.json").read_text())["settings"]
+    assert settings["weights"] == str(pretrained_file)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "DenseNet121"])
+def test_images_are_preprocessed_as_the_weights_expect(name, rng):
+    """-1 to 1; blue first and the mean of ImageNet off; mean and deviation of each."""
+    images = rng.integers(0, 256, (2, 32, 32, 3)).astype("float32")
+    network = getattr(keras.applications, name)
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, networks.preprocessed(inputs, network))
+    module = importlib.import_module(network.__module__)
+    expected = module.preprocess_input(images.copy())
+    found = keras.ops.convert_to_numpy(model(images))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert abs(expected - images).max() > 50
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--network", "fast", "--weights", "imagenet"], "fast has no weights"),
+        (["--network", "MobileNetV2", "--weights", "no/file.h5"], "there is no file"),
+        (["--head-epochs", "-1"], "--head-epochs must be at least 0, not -1"),
+    ],
+)
+def test_weights_that_there_are_not_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        cifar.parse_arguments(flags)
+    assert message in " ".join(capsys.readouterr().err.split())
