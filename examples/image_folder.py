@@ -76,6 +76,8 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     if "erm" not in args.compared:
         args.compared = ["erm", *args.compared]
+    if len(args.compared) < 2:
+        parser.error("--methods needs one beside erm (plain training) to compare")
     arguments.check(args, parser)
     if args.held_out:
         parser.error("--held-out is not for a folder, which is tested part by part")

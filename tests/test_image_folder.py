@@ -260,7 +260,7 @@ def test_help_has_every_default_and_says_what_the_networks_are(capsys):
     for option in options:
         assert "(default:" in " ".join(option.split()), option
     text = " ".join(text.split())
-    assert "fast (8 convolutions that a CPU can train, 1.2 M)" in text
+    assert "fast (7 convolutions that a CPU can train, 1.2 M)" in text
     assert "mixavg (MixAvg with global soft labels)" in text
     assert "(default: fast)" in text and "(default: 60)" in text
 

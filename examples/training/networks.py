@@ -67,7 +67,7 @@ ABOUT = {  # in a few words
     "preact_resnet18": "PreAct ResNet-18, 11 M parameters",
     "small": "a narrow ResNet of 8 layers, 0.3 M",
     "tiny": "half as wide, 0.08 M",
-    "fast": "8 convolutions that a CPU can train, 1.2 M",
+    "fast": "7 convolutions that a CPU can train, 1.2 M",
     "fast_8": "a quarter as wide, 0.08 M",
     "fast_16": "half as wide, 0.3 M",
     "fast_64": "twice as wide, 4.7 M",
