@@ -13,7 +13,7 @@ import keras
 from keras_mixavg import SoftLabelAccuracy
 from training import data, record
 from training.methods import AveragedPairs, in_words
-from training.networks import NONE, of_name, pretrained
+from training.networks import NONE, freeze, of_name, pretrained, thaw
 
 HEAD = 0.1  # learning rate of a new last layer
 PICTURED = 32  # images of the batch that a picture shows a part of
@@ -117,7 +117,7 @@ def train_head(method, network, batches, args, callbacks):
     It begins with random weights, whose gradients would spoil the others. The images
     are mixed as they are later; the global soft labels begin with the whole network.
     """
-    network.get_layer("backbone").trainable = False
+    freeze(network)
     head = copy.copy(args)
     head.epochs, head.learning_rate, head.warmup_epochs = args.head_epochs, HEAD, 0
     compiled(method, network, head, len(batches)).fit(
@@ -127,7 +127,7 @@ def train_head(method, network, batches, args, callbacks):
         verbose=0 if args.quiet else "auto",
         shuffle=False,
     )
-    network.get_layer("backbone").trainable = True
+    thaw(network)
 
 
 def distribution_scope(args):

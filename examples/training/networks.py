@@ -106,8 +106,7 @@ def check_weights(name, weights):
 def pretrained(name, weights, shape, num_classes, weight_decay=0.0):
     """A network of `keras.applications` and its weights, with a new last layer.
 
-    Its batch normalization keeps the statistics that it comes with, also while the
-    network trains. The pretrained part is the layer `backbone`.
+    The pretrained part is the layer `backbone`, to be frozen or thawed.
     """
     network = getattr(keras.applications, name)
     backbone = network(
@@ -115,8 +114,33 @@ def pretrained(name, weights, shape, num_classes, weight_decay=0.0):
     )
     backbone.name = "backbone"
     inputs = keras.Input(shape)
-    features = backbone(preprocessed(inputs, network), training=False)
-    return keras.Model(inputs, logits(features, num_classes, weight_decay))
+    features = backbone(preprocessed(inputs, network))
+    model = keras.Model(inputs, logits(features, num_classes, weight_decay))
+    thaw(model)
+    return model
+
+
+def freeze(model):
+    """Have the new last layer of a `pretrained` network train alone."""
+    model.get_layer("backbone").trainable = False
+
+
+def thaw(model):
+    """Have all of it train, but for batch normalization.
+
+    That keeps the statistics that it came with. (`training=False` in the call of the
+    backbone does not do it: the model passes its own `training` on.)
+    """
+    model.get_layer("backbone").trainable = True
+    for layer in _layers_within(model.get_layer("backbone")):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+
+
+def _layers_within(layer):
+    for inner in getattr(layer, "layers", []):
+        yield inner
+        yield from _layers_within(inner)
 
 
 def preprocessed(inputs, network):
