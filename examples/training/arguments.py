@@ -89,11 +89,12 @@ def add_training(parser):
         "image_folder.py an eighth of the side)")
     add("--network", default="preact_resnet18", metavar="NAME",
         help=f"{', '.join(f'{n} ({about})' for n, about in ABOUT.items())}; or one of "
-        "keras.applications, such as EfficientNetV2B0 (default: %(default)s)")
+        "keras.applications, such as EfficientNetV2B0; or hub: and a preset of "
+        "KerasHub, or the folder of one (default: %(default)s)")
     add("--weights", default=NONE, metavar="WEIGHTS",
         help="of a network of keras.applications: imagenet, which Keras downloads; a "
-        "FILE of its weights without the top; or none, to train from scratch "
-        "(default: %(default)s)")
+        "FILE of its weights without the top; preset, of one of KerasHub; or none, "
+        "to train from scratch (default: %(default)s)")
     add("--head-epochs", type=int, default=5, metavar="N",
         help="with --weights: before the whole network trains, its new last layer "
         "does for N epochs (default: %(default)s)")

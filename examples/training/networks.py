@@ -73,23 +73,34 @@ ABOUT = {  # in a few words
     "fast_64": "twice as wide, 4.7 M",
 }
 NONE = "none"  # the weights of a network that trains from scratch
+PRESET = "preset"  # those of a network of KerasHub
+HUB = "hub:"  # what the names of these begin with
 
 
 def of_name(name):
     """One of NETWORKS, or of `keras.applications`: a function of the same arguments."""
     if name in NETWORKS:
         return NETWORKS[name]
+    if name.startswith(HUB):
+        return functools.partial(from_hub, name, False)
     if callable(getattr(keras.applications, name, None)):
         return functools.partial(application, name)
     raise ValueError(
         f"{name} is none of {', '.join(NETWORKS)}, nor a network of keras.applications "
-        "such as EfficientNetV2B0"
+        "such as EfficientNetV2B0, nor hub: and a preset of KerasHub"
     )
 
 
 def check_weights(name, weights):
     """Refuse weights that are not there, or for a network that has none."""
     if weights == NONE:
+        return
+    if name.startswith(HUB) or weights == PRESET:
+        if not (name.startswith(HUB) and weights == PRESET):
+            raise ValueError(
+                f"{name} and --weights {weights}: a network of KerasHub, hub:PRESET, "
+                "has the weights preset or none, and no other has these"
+            )
         return
     if name in NETWORKS:
         raise ValueError(
@@ -106,8 +117,12 @@ def check_weights(name, weights):
 def pretrained(name, weights, shape, num_classes, weight_decay=0.0):
     """A network of `keras.applications` and its weights, with a new last layer.
 
-    The pretrained part is the layer `backbone`, to be frozen or thawed.
+    `weights` are None for random ones.
     """
+    if name.startswith(HUB):
+        model = from_hub(name, weights is not None, shape, num_classes)
+        thaw(model)
+        return model
     network = getattr(keras.applications, name)
     backbone = network(
         weights=weights, include_top=False, input_shape=shape, pooling="avg"
@@ -120,9 +135,31 @@ def pretrained(name, weights, shape, num_classes, weight_decay=0.0):
     return model
 
 
+def from_hub(name, load_weights, shape, num_classes, weight_decay=0.0):
+    """The image classifier of a preset of KerasHub, with a new last layer."""
+    import keras_hub
+
+    task = keras_hub.models.ImageClassifier.from_preset(
+        name.removeprefix(HUB), load_weights=load_weights, num_classes=num_classes
+    )
+    converter = task.preprocessor.image_converter
+    scale = 1.0 if converter.scale is None else converter.scale
+    offset = 0.0 if converter.offset is None else converter.offset
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, task(layers.Rescaling(scale, offset)(inputs)))
+
+
+def backbone_of(model):
+    """The part of a `pretrained` network that is."""
+    names = [layer.name for layer in model.layers]
+    if "backbone" in names:
+        return model.get_layer("backbone")
+    return model.layers[-1].backbone  # of a task of KerasHub
+
+
 def freeze(model):
     """Have the new last layer of a `pretrained` network train alone."""
-    model.get_layer("backbone").trainable = False
+    backbone_of(model).trainable = False
 
 
 def thaw(model):
@@ -131,8 +168,8 @@ def thaw(model):
     That keeps the statistics that it came with. (`training=False` in the call of the
     backbone does not do it: the model passes its own `training` on.)
     """
-    model.get_layer("backbone").trainable = True
-    for layer in _layers_within(model.get_layer("backbone")):
+    backbone_of(model).trainable = True
+    for layer in _layers_within(backbone_of(model)):
         if isinstance(layer, layers.BatchNormalization):
             layer.trainable = False
 
