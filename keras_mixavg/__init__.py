@@ -7,7 +7,7 @@ while `model.fit` runs. The method card is README.md in this folder.
 
 from keras_mixavg.callbacks import GlobalSoftLabel
 from keras_mixavg.losses import SoftLabelCrossentropy
-from keras_mixavg.metrics import SoftLabelAccuracy
+from keras_mixavg.metrics import SoftLabelAccuracy, SoftLabelTopKAccuracy
 from keras_mixavg.mix_avg import MixAvg
 
 __version__ = "0.2.0"
@@ -17,5 +17,6 @@ __all__ = [
     "MixAvg",
     "SoftLabelAccuracy",
     "SoftLabelCrossentropy",
+    "SoftLabelTopKAccuracy",
     "__version__",
 ]

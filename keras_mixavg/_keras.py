@@ -7,6 +7,7 @@
 - `model._tracker`: takes a metric into a built subclassed model, and out again
 - `model._distribute_strategy`: in whose scope variables must be made
 - `model.train_function` and `test_function`, and what makes them anew
+- `metric._direction`, set in metrics.py: what callbacks that monitor it look for
 - the stateless scope of JAX: which variables a traced step carries
 
 All are the same in Keras 3.10 to 3.15 but for the name of the first. The tests run with

@@ -1,8 +1,10 @@
-"""SoftLabelAccuracy: accuracy for averaged pairs."""
+"""SoftLabelAccuracy and SoftLabelTopKAccuracy: accuracy for averaged pairs."""
 
+import numbers
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_mixavg import equations
 
@@ -37,6 +39,8 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
     0.5
     """
 
+    _direction = "up"  # callbacks that monitor it look for the largest value
+
     def __init__(self, name: str = "accuracy", dtype: Any = None) -> None:
         super().__init__(fn=_accuracy, name=name, dtype=dtype)
 
@@ -44,10 +48,78 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
         return {"name": self.name, "dtype": self.dtype}
 
 
+@keras.saving.register_keras_serializable(package="keras_mixavg")
+class SoftLabelTopKAccuracy(keras.metrics.MeanMetricWrapper):
+    """How often a class with the largest label mass is among the top k predictions.
+
+    Per sample the largest `y_true` of the k classes with the highest predictions,
+    divided by `max(y_true)`: one if either class of an averaged pair is among them, and
+    `keras.metrics.TopKCategoricalAccuracy` on one-hot labels. With `k=1` it is
+    `SoftLabelAccuracy`.
+
+    Args:
+        k: int of at least 1, how many predictions count. 5 by default.
+        name: name of the metric, "top_k_accuracy" by default.
+        dtype: as in `keras.metrics.Metric`.
+
+    Call arguments:
+        y_true: one-hot or soft labels, `(..., num_classes)`, or class numbers, `(...)`
+            or `(..., 1)`.
+        y_pred: logits or probabilities, `(..., num_classes)`.
+        sample_weight: optional, `(...)`.
+
+    Raises:
+        ValueError: if `k` is no positive integer or more than there are classes, or if
+            `y_true` and `y_pred` differ in shape.
+
+    Example:
+
+    >>> accuracy = SoftLabelTopKAccuracy(k=2)
+    >>> accuracy.update_state([[0.5, 0.5, 0.0], [1, 0, 0]], [[0, 1, 2], [0, 1, 2]])
+    >>> float(accuracy.result())
+    0.5
+    """
+
+    _direction = "up"
+
+    def __init__(
+        self, k: int = 5, name: str = "top_k_accuracy", dtype: Any = None
+    ) -> None:
+        if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
+            raise ValueError(
+                "`k` must be an integer of at least 1, the number of predictions that "
+                f"count. Received: k={k!r}"
+            )
+        super().__init__(fn=_top_k_accuracy, name=name, dtype=dtype, k=int(k))
+        self.k = int(k)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"k": self.k, "name": self.name, "dtype": self.dtype}
+
+
 def _accuracy(y_true: Any, y_pred: Any) -> Any:
-    y_pred = keras.ops.convert_to_tensor(y_pred)
-    y_true = equations.one_hot(keras.ops.convert_to_tensor(y_true), y_pred)
-    y_true = keras.ops.cast(y_true, "float32")
+    labels, predictions = _labels_and_predictions(y_true, y_pred)
+    mass = equations.top_label_mass(labels, predictions)
+    return ops.divide_no_nan(mass, ops.max(labels, axis=-1))
+
+
+def _top_k_accuracy(y_true: Any, y_pred: Any, k: int) -> Any:
+    labels, predictions = _labels_and_predictions(y_true, y_pred)
+    if k > predictions.shape[-1]:
+        raise ValueError(
+            f"`k` must be at most the number of classes, {predictions.shape[-1]}. "
+            f"Received: k={k}. Pass SoftLabelTopKAccuracy(k=...) a smaller one."
+        )
+    _, top = ops.top_k(predictions, k)
+    mass = ops.max(ops.take_along_axis(labels, top, axis=-1), axis=-1)
+    return ops.divide_no_nan(mass, ops.max(labels, axis=-1))
+
+
+def _labels_and_predictions(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Labels as rows in float32, and predictions of the same shape."""
+    y_pred = ops.convert_to_tensor(y_pred)
+    y_true = equations.one_hot(ops.convert_to_tensor(y_true), y_pred)
+    y_true = ops.cast(y_true, "float32")
     if len(y_true.shape) != len(y_pred.shape) or y_true.shape[-1] != y_pred.shape[-1]:
         raise ValueError(
             "`y_true` and `y_pred` must have the same shape (..., num_classes). "
@@ -55,5 +127,4 @@ def _accuracy(y_true: Any, y_pred: Any) -> Any:
             f"y_pred.shape={tuple(y_pred.shape)}. One-hot encode the labels, e.g. with "
             "MixAvg(num_classes=...) or keras.utils.to_categorical."
         )
-    mass = equations.top_label_mass(y_true, y_pred)
-    return keras.ops.divide_no_nan(mass, keras.ops.max(y_true, axis=-1))
+    return y_true, y_pred

@@ -71,6 +71,10 @@ COMPONENTS = {
         use_loss,
     ),
     "SoftLabelAccuracy": (lambda: keras_mixavg.SoftLabelAccuracy("top"), use_metric),
+    "SoftLabelTopKAccuracy": (
+        lambda: keras_mixavg.SoftLabelTopKAccuracy(2, "top"),
+        use_metric,
+    ),
     "GlobalSoftLabel": (
         lambda: keras_mixavg.GlobalSoftLabel(2.0, collect="all", fade_out=0.5),
         use_callback,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import reference
 
-from keras_mixavg import SoftLabelAccuracy
+from keras_mixavg import SoftLabelAccuracy, SoftLabelTopKAccuracy
 
 pytestmark = pytest.mark.numerical
 
@@ -63,3 +63,60 @@ def test_its_default_name_is_accuracy_and_the_config_round_trips():
     restored = SoftLabelAccuracy.from_config(metric.get_config())
     assert restored.get_config() == metric.get_config()
     assert SoftLabelAccuracy().name == "accuracy"
+
+
+# --- Among the top k -----------------------------------------------------------------
+
+
+def value_of_top(k, *arguments):
+    metric = SoftLabelTopKAccuracy(k)
+    metric.update_state(*arguments)
+    return float(metric.result())
+
+
+def test_either_class_of_a_pair_among_the_top_k_counts_as_right():
+    pairs = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    assert value_of_top(1, pairs, PREDICTIONS) == pytest.approx(2 / 3)
+    assert value_of_top(2, pairs, PREDICTIONS) == 1
+    lower_only = keras.metrics.TopKCategoricalAccuracy(2)
+    lower_only.update_state(pairs, PREDICTIONS)
+    assert float(lower_only.result()) == pytest.approx(2 / 3)  # misses [0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_top_k_on_one_hot_labels_and_on_class_numbers_is_that_of_keras(rng, k):
+    numbers = rng.integers(0, 6, size=50)
+    logits = rng.normal(size=(50, 6))
+    expected = np.mean(
+        [n in np.argsort(-z)[:k] for n, z in zip(numbers, logits, strict=True)]
+    )
+    own = keras.metrics.SparseTopKCategoricalAccuracy(k)
+    own.update_state(numbers, logits)
+    assert float(own.result()) == pytest.approx(expected)
+    for labels in (numbers, numbers[:, None], np.eye(6)[numbers]):
+        assert value_of_top(k, labels, logits) == pytest.approx(expected)
+
+
+def test_top_k_equals_the_reference_on_soft_labels_of_any_rank(rng):
+    labels = rng.dirichlet(np.ones(4), size=(3, 2))
+    logits = rng.normal(size=(3, 2, 4))
+    weights = rng.uniform(size=(3, 2))
+    expected = [
+        max(label[c] for c in np.argsort(-z)[:2]) / label.max()
+        for label, z in zip(labels.reshape(-1, 4), logits.reshape(-1, 4), strict=True)
+    ]
+    assert value_of_top(2, labels, logits, weights) == pytest.approx(
+        np.average(expected, weights=weights.ravel())
+    )
+    assert value_of_top(1, labels, logits) == pytest.approx(value_of(labels, logits))
+
+
+@pytest.mark.parametrize("k", [0, 2.5, True, "five"])
+def test_a_k_that_is_no_positive_integer_is_refused(k):
+    with pytest.raises(ValueError, match=f"`k` must be an integer.*Received: k={k!r}"):
+        SoftLabelTopKAccuracy(k)
+
+
+def test_a_k_beyond_the_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match="at most the number of classes, 3.*k=5. Pass"):
+        value_of_top(5, np.eye(3), PREDICTIONS)
