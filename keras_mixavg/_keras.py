@@ -8,6 +8,7 @@
 - `model._distribute_strategy`: in whose scope variables must be made
 - `model.train_function` and `test_function`, and what makes them anew
 - `metric._direction`, set in metrics.py: what callbacks that monitor it look for
+- `model._compile_metrics`: which metrics get the labels of which output
 - the stateless scope of JAX: which variables a traced step carries
 
 All are the same in Keras 3.10 to 3.15 but for the name of the first. The tests run with
@@ -57,6 +58,36 @@ def untrack_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
     model._tracker.untrack(metric)
     if getattr(model, name, None) is metric:
         delattr(model, name)
+
+
+def metrics_of(model: Any, output: str) -> list[keras.metrics.Metric]:
+    """The metrics that Keras updates with the labels of an output, `""` if single.
+
+    Before they are built, those of a single output that were passed as objects.
+    """
+    compiled = model._compile_metrics
+    if compiled is None:
+        return []
+    if not compiled.built:
+        passed = [compiled._user_metrics, compiled._user_weighted_metrics]
+        single = len(getattr(model, "outputs", None) or [None]) == 1
+        flat = keras.tree.flatten(passed) if single else []
+        return [metric for metric in flat if isinstance(metric, keras.metrics.Metric)]
+    single = len(compiled._flat_metrics) == 1
+    return [
+        metric
+        for several in [*compiled._flat_metrics, *compiled._flat_weighted_metrics]
+        if several is not None and (single or several.output_name == output)
+        for metric in several.metrics
+    ]
+
+
+def has_steps_of_its_own(model: Any) -> bool:
+    """Whether loss and metrics of `model` may get different labels."""
+    names = ("train_step", "test_step", "compute_loss", "compute_metrics")
+    return any(
+        getattr(type(model), name) is not getattr(keras.Model, name) for name in names
+    )
 
 
 def replicated_by_tensorflow(model: Any) -> bool:

@@ -132,7 +132,7 @@ def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -
             changed = True
         changed = changed or table.collect != collect
         table.collect = collect
-        loss.attached = True
+        loss.attached, loss.output = True, name
     _check_carried(model, [loss.table for loss in losses.values()])
     return changed
 

@@ -65,6 +65,11 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             `epochs` of `fit`, so a run resumed with `initial_epoch` has the weights of
             one that was never interrupted. 0.3 by default; 0 never fades. Where
             `global_weight` is a callable it alone decides, and only 0 may be given.
+        fade_on_stop: what to do if another callback, such as `EarlyStopping`, stops
+            training before the weight has faded. False, the default, stops, and warns
+            that it has not. True trains on for as many epochs as make the fade the last
+            `fade_out` of all, 0.3 / 0.7 of those so far by default, but for no more
+            than `epochs` of `fit`. Put this callback after the one that stops.
 
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.
@@ -75,9 +80,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         ValueError: for bad arguments; when training starts, if the model is not
             compiled with a `SoftLabelCrossentropy`, or with the same one for several
             outputs or one that has trained another model, with two of these
-            callbacks, if `fade_out` is given where `global_weight` is a callable or
-            the number of epochs unknown, or if, on JAX, a `metrics` property of the
-            model's own hides the table from Keras.
+            callbacks, if `fade_out` or `fade_on_stop` is given where `global_weight` is
+            a callable or the number of epochs unknown, or if, on JAX, a `metrics`
+            property of the model's own hides the table from Keras.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -96,6 +101,8 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         prior_count: float = 1.0,
         collect: str = "correct",
         fade_out: float | None = None,
+        *,
+        fade_on_stop: bool = False,
     ) -> None:
         super().__init__()
         if (
@@ -119,16 +126,24 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                 "`fade_out` must be a float in [0, 1], the share of the epochs over "
                 f"which the weight falls to 0. Received: fade_out={fade_out!r}"
             )
+        if fade_on_stop and fade_out == 0:
+            raise ValueError(
+                "`fade_on_stop` needs a `fade_out` above 0. Received: fade_out=0, "
+                "fade_on_stop=True. Leave one of the two out."
+            )
         self.prior_count: float = float(prior_count)
         self.collect: str = collect
         self.fade_out: float | None = None if fade_out is None else float(fade_out)
-        self._epochs: int | None = None  # of the running `fit`
+        self.fade_on_stop: bool = bool(fade_on_stop)
+        self._epochs: int | None = None  # of the running `fit`; fewer after a stop
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
         self._weights: dict[str, float] = {}  # of the running epoch, else empty
         self._steps: dict[str, int] = {}  # collected when the epoch began
         self._iterations: int | None = None  # of the optimizer, when it began
         self._told: set[str] = set()  # what has been said in this training
+        self._done: int | None = None  # epochs, in this training
+        self._put_off: bool = False  # a stop, until the weight has faded out
 
     @property
     def table(self) -> Any:
@@ -176,6 +191,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._tables = {name: loss.table for name, loss in self._losses.items()}
         self._weights = {}
         self._told = set()
+        self._done, self._put_off = None, False
         forget_other_tables(model, list(self._tables.values()))
         for name, table in self._tables.items():
             claim(model, self._losses[name])
@@ -186,27 +202,41 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         evaluates_without(model, self._tables.values())
 
     def _check_fade_out(self) -> None:
-        if not self.fade_out:
+        if not self.fade_out and not self.fade_on_stop:
             return
+        given = f"fade_out={self.fade_out}"
+        if self.fade_on_stop:
+            given += ", fade_on_stop=True"
         if any(callable(loss.global_weight) for loss in self._losses.values()):
             raise ValueError(
                 "Either `fade_out` of GlobalSoftLabel or a callable `global_weight` of "
                 "SoftLabelCrossentropy decides how the weight falls, not both. "
-                f"Received: fade_out={self.fade_out}. Leave it out."
+                f"Received: {given}. Leave it out."
             )
         if self._epochs is None:
             raise ValueError(
                 "`fade_out` needs the number of epochs, and this loop does not give "
-                f"it. Received: fade_out={self.fade_out}. Pass it: "
+                f"it. Received: {given}. Pass it: "
                 "keras.callbacks.CallbackList(..., epochs=...)."
             )
+
+    @property
+    def _fade_share(self) -> float:
+        return FADE_OUT if self.fade_out is None else self.fade_out
 
     def _weight(self, loss: SoftLabelCrossentropy, epoch: int) -> float:
         weight = loss.weight_at(epoch)
         if callable(loss.global_weight) or self._epochs is None:
             return weight
-        fade_out = FADE_OUT if self.fade_out is None else self.fade_out
-        return weight * equations.fading(epoch, self._epochs, fade_out)
+        return weight * equations.fading(epoch, self._epochs, self._fade_share)
+
+    def _fading_ends(self) -> int | None:
+        """After how many epochs the weight has faded out; None if it does not fade."""
+        fades = self._fade_share > 0 and any(
+            not callable(loss.global_weight) and loss.global_weight > 0
+            for loss in self._losses.values()
+        )
+        return self._epochs if fades else None
 
     def _build_if_known(self, name: str, table: SoftLabelTable) -> None:
         """Create the variables, if by now one can tell for how many classes."""
@@ -250,13 +280,26 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                 training_warnings.no_step(self._told, name, epoch)
             if table.num_classes is None:  # not one batch came
                 continue
-            training_warnings.accuracy(self._told, self.model, table)
+            training_warnings.of_one_class(self._told, self.model, name, table)
             self._end_epoch(name, table)
             if logs is not None:
                 prefix = f"{name}_" if name else ""
                 for statistic, value in table.statistics().items():
                     logs[prefix + statistic] = value
         self._weights = {}
+        self._done = epoch + 1
+        if self.fade_on_stop and math.isfinite((logs or {}).get("loss", 0.0)):
+            self._fade_before_the_stop(self._done)
+
+    def _fade_before_the_stop(self, done: int) -> None:
+        end = self._fading_ends()
+        if end is None:
+            return
+        if self._put_off:
+            self.model.stop_training = done >= end
+        elif self.model.stop_training and done < end:
+            self._epochs = equations.epochs_with_fading(done, end, self._fade_share)
+            self._put_off, self.model.stop_training = True, False
 
     def _optimizer_iterations(self) -> int | None:
         optimizer = self.model.optimizer
@@ -274,6 +317,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         for table in self._tables.values():
             table.disable()
+        end = self._fading_ends()
+        if end is not None and self._done is not None and self._done < end:
+            training_warnings.not_faded(self._done, end, self._fade_share)
 
     def _enable(self) -> None:
         for name, weight in self._weights.items():
@@ -284,6 +330,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             "prior_count": self.prior_count,
             "collect": self.collect,
             "fade_out": self.fade_out,
+            "fade_on_stop": self.fade_on_stop,
         }
 
     @classmethod

@@ -9,9 +9,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mixavg import equations
+from keras_mixavg import equations, keras_metrics
 from keras_mixavg._keras import (
     get_keras_mask,
+    has_steps_of_its_own,
+    metrics_of,
     replicated_by_tensorflow,
     sync_state,
     traced_step,
@@ -74,7 +76,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     Raises:
         ValueError: for `num_classes` below 2, `global_weight` outside [0, 1] or a
             callable that returns such a value or cannot be saved, shapes that differ,
-            predictions of another width than `num_classes` or the table.
+            predictions of another width than `num_classes` or the table; while a
+            model trains with GlobalSoftLabel, and evaluates after it, if one of Keras'
+            metrics would fail on the labels or tell nonsense of them.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -113,6 +117,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.from_logits = from_logits
         self.table = SoftLabelTable()
         self.attached = False  # from the first training with GlobalSoftLabel on
+        self.output = ""  # the model's that it belongs to, once it is attached
         self.lost_table = False  # whether it comes from a configuration that had one
         self.seen_classes: int | None = None  # the width of the last predictions
 
@@ -129,9 +134,12 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     ) -> Tensor:
         mask = get_keras_mask(y_pred)
         predictions = ops.convert_to_tensor(y_pred)
-        y_true = equations.one_hot(ops.convert_to_tensor(y_true), predictions)
+        given = ops.convert_to_tensor(y_true)
+        y_true = equations.one_hot(given, predictions)
         shape = tuple(predictions.shape)
         self._check_shapes(tuple(y_true.shape), shape)
+        if self.attached and getattr(given.shape, "rank", 0) is not None:
+            self._check_metrics(tuple(given.shape), shape)
         self.seen_classes = shape[-1]
         if self._uses_table(y_pred):  # first: torch changes the weights
             self._collect(self.table, y_true, y_pred, sample_weight, mask)
@@ -220,6 +228,15 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                     f"as {owner}. Received: y_pred.shape={y_pred}. Change the last "
                     "layer of the model or `num_classes`."
                 )
+
+    def _check_metrics(self, y_true: tuple, y_pred: tuple) -> None:
+        """Keras updates its metrics after the loss: say it before one of them fails."""
+        model = self.table.owner() if self.table.owner else None
+        if model is None or has_steps_of_its_own(model):
+            return
+        phase = "evaluation" if self.table.evaluating else "training"
+        metrics = metrics_of(model, self.output)
+        keras_metrics.check(metrics, y_true, y_pred, phase)
 
     def get_config(self) -> dict[str, Any]:
         weight = self.global_weight

@@ -91,7 +91,7 @@ class SoftLabelTopKAccuracy(keras.metrics.MeanMetricWrapper):
                 f"count. Received: k={k!r}"
             )
         super().__init__(fn=_top_k_accuracy, name=name, dtype=dtype, k=int(k))
-        self.k = int(k)
+        self.k: int = int(k)
 
     def get_config(self) -> dict[str, Any]:
         return {"k": self.k, "name": self.name, "dtype": self.dtype}

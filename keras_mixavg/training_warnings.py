@@ -6,9 +6,10 @@
 import warnings
 from typing import Any
 
-import keras
 import numpy as np
 
+from keras_mixavg import equations, keras_metrics
+from keras_mixavg._keras import metrics_of
 from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 
 
@@ -29,22 +30,19 @@ def no_step(told: set[str], name: str, epoch: int) -> None:
     )
 
 
-def accuracy(told: set[str], model: Any, table: SoftLabelTable) -> None:
-    """That Keras' accuracy is not meant for pairs, once some have come."""
-    plain = any(
-        isinstance(metric, keras.metrics.CategoricalAccuracy)
-        for several in model.metrics
-        for metric in getattr(several, "metrics", [])
-    )
-    if "accuracy" in told or not plain:
+def of_one_class(told: set[str], model: Any, name: str, table: SoftLabelTable) -> None:
+    """That some of Keras' metrics are not meant for pairs, once some have come."""
+    unfit = keras_metrics.of_one_class(metrics_of(model, name))
+    if "of one class" in told or not unfit:
         return
     gram = view_of(table.gram)
     if np.count_nonzero(gram) > np.count_nonzero(gram.diagonal()):
-        told.add("accuracy")
+        told.add("of one class")
         warnings.warn(
-            "Keras' accuracy counts only the lower class number of an averaged "
-            "pair as right. Compile with metrics="
-            "[keras_mixavg.SoftLabelAccuracy()] to have both counted.",
+            f"Keras' {unfit[0].name!r} counts only the lower class number of an "
+            "averaged pair as right. Compile with metrics="
+            "[keras_mixavg.SoftLabelAccuracy()], or with SoftLabelTopKAccuracy(k=...), "
+            "to have both counted.",
             stacklevel=3,
         )
 
@@ -57,5 +55,21 @@ def left_out(samples: int, name: str, epoch: int) -> None:
         f"epoch {epoch}: their predictions, labels or sample weights are "
         "not finite, their sample weights negative, or their labels of no "
         "class (numbers count from 0 on). The loss had them all.",
+        stacklevel=3,
+    )
+
+
+def not_faded(done: int, epochs: int, fade_out: float) -> None:
+    """That training ended before the weight had faded out."""
+    weight = equations.fading(done - 1, epochs, fade_out)
+    more = equations.epochs_with_fading(done, epochs, fade_out) - done
+    warnings.warn(
+        f"Training ended after epoch {done} of {epochs}, where the global soft labels "
+        f"still had {weight:.0%} of their weight, so the network is underconfident. "
+        "Fade them out with a second fit, model.fit(..., "
+        f"epochs={more}, callbacks=[GlobalSoftLabel(fade_out=1.0)]). Or train with "
+        "callbacks=[keras.callbacks.EarlyStopping(...), "
+        "GlobalSoftLabel(fade_on_stop=True)], in this order, which does it by itself. "
+        "`fade_out=0` keeps the weight, without this warning.",
         stacklevel=3,
     )

@@ -86,7 +86,7 @@ def test_either_class_of_a_pair_among_the_top_k_counts_as_right():
 @pytest.mark.parametrize("k", [1, 3])
 def test_top_k_on_one_hot_labels_and_on_class_numbers_is_that_of_keras(rng, k):
     numbers = rng.integers(0, 6, size=50)
-    logits = rng.normal(size=(50, 6))
+    logits = rng.normal(size=(50, 6)).astype("float32")
     expected = np.mean(
         [n in np.argsort(-z)[:k] for n, z in zip(numbers, logits, strict=True)]
     )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GUIDE = ROOT / "examples/guide.py"
 BLOCK = re.compile(r"^```python\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
-INSTALL = '# !pip install "keras-mixavg[tensorflow,plot]" scikit-learn'
+INSTALL = '# Install in a checkout of keras_mixavg: pip install ".[tensorflow,plot]"'
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 

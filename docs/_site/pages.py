@@ -2,9 +2,11 @@
 
 A text stands in one place: README.md, the method card and the tables of the benchmarks
 are read from there. On every page a relative link to a file of the repository leads to
-the page made from it, to a copy of the picture, or to the repository's own site.
+the page made from it, or to a copy of the file. If pyproject.toml names the site of the
+repository, it leads there instead of to a copy.
 """
 
+import html
 import posixpath
 import re
 import sys
@@ -32,6 +34,20 @@ PAGE_OF["examples/guide.py"] = "start.md"
 PICTURES = (".png", ".jpg", ".svg")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|/)([^)\s#]*)(#[^)\s]*)?(?=\))")
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+
+def on_config(config):
+    urls = addresses()
+    config.site_url = urls.get("Documentation", "")
+    config.extra["repository"] = urls.get("Repository", "")
+    return config
+
+
+def addresses():
+    """[project.urls] of pyproject.toml. Python 3.10 cannot read TOML."""
+    text = (ROOT / "pyproject.toml").read_text()
+    _, _, urls = text.partition("\n[project.urls]\n")
+    return dict(re.findall(r'^(\w+) = "(.+)"$', urls.partition("\n[")[0], re.MULTILINE))
 
 
 def on_files(files, config):
@@ -88,14 +104,40 @@ def to(target, anchor, here, config, files):
         return relative(page, here) + anchor
     if not (ROOT / target).exists():
         raise ValueError(f"{here} links to {target}, which does not exist.")
-    if target.endswith(PICTURES):
-        copy = f"pictures/{target}"
-        if not files.get_file_from_path(copy):
-            path = str(ROOT / target)
-            files.append(File.generated(config, copy, abs_src_path=path))
-        return relative(copy, here)
-    kind = "tree" if (ROOT / target).is_dir() else "blob"
-    return f"{config.repo_url}/{kind}/main/{target}{anchor}"
+    repository = config.extra["repository"]
+    if repository and not target.endswith(PICTURES):
+        kind = "tree" if (ROOT / target).is_dir() else "blob"
+        return f"{repository}/{kind}/main/{target}{anchor}"
+    copied = copy_of_folder if (ROOT / target).is_dir() else copy_of_file
+    return relative(copied(target, config, files), here)
+
+
+def copy_of_file(path, config, files):
+    copy = f"files/{path}"
+    if not files.get_file_from_path(copy):
+        files.append(File.generated(config, copy, abs_src_path=str(ROOT / path)))
+    return copy
+
+
+def copy_of_folder(path, config, files):
+    """Its files, and a list of them."""
+    listed = f"files/{path}/index.html"
+    if not files.get_file_from_path(listed):
+        found = sorted(
+            file.relative_to(ROOT).as_posix()
+            for file in (ROOT / path).rglob("*")
+            if file.is_file() and file.suffix not in (".md", ".pyc")  # no pages
+        )
+        copies = [copy_of_file(file, config, files) for file in found]
+        names = [posixpath.relpath(copy, f"files/{path}") for copy in copies]
+        links = "".join(
+            f'<li><a href="{html.escape(name)}">{html.escape(name)}</a></li>'
+            for name in names
+        )
+        head = f'<!doctype html><meta charset="utf-8"><title>{path}</title>'
+        page = f"{head}<h1>{path}</h1><ul>{links}</ul>\n"
+        files.append(File.generated(config, listed, content=page))
+    return listed
 
 
 def relative(target, here):

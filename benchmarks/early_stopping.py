@@ -1,0 +1,229 @@
+"""What does early stopping do to the method, and which way of stopping is the best?
+
+    python benchmarks/early_stopping.py              # two settings, five seeds each
+    python benchmarks/early_stopping.py --smoke      # does it run? writes nothing
+
+400 digits to train on, 200 to stop by, 1,197 to test, of another split for each seed;
+in a second setting a fifth of the training labels is wrong. `EarlyStopping` waits 8
+epochs for a better validation loss, of 100 at most, and restores the best weights.
+Writes `benchmarks/results/early_stopping.json`: each run. One that is there already is
+not run again, unless the settings have changed.
+"""
+
+import argparse
+import itertools
+import json
+
+import keras
+import numpy as np
+import record
+import tensorflow as tf
+from training import scores
+
+from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
+
+EPOCHS, PATIENCE, BATCH = 100, 8, 50
+TRAIN, VALIDATION = 400, 200
+SEEDS = range(5)
+SETTINGS = {"right labels": 0.0, "a fifth of the labels wrong": 0.2}
+COMMAND = "python benchmarks/early_stopping.py"
+
+
+class FollowsLearningRate(GlobalSoftLabel):
+    """The weight is in proportion to the learning rate."""
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self.first = float(self.model.optimizer.learning_rate)
+
+    def _weight(self, loss, epoch):
+        share = float(self.model.optimizer.learning_rate) / self.first
+        return loss.weight_at(epoch) * share
+
+
+def stopping(**arguments):
+    return keras.callbacks.EarlyStopping(
+        patience=PATIENCE, restore_best_weights=True, **arguments
+    )
+
+
+def plateau():
+    return keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=4)
+
+
+# By name: whether on pairs, and the callbacks of its one or two fits.
+WAYS = {
+    "defaults, stopped": (True, [lambda: [GlobalSoftLabel(), stopping()]]),
+    "`fade_on_stop=True`": (
+        True,
+        [lambda: [stopping(), GlobalSoftLabel(fade_on_stop=True)]],
+    ),
+    "plain training, stopped": (False, [lambda: [stopping()]]),
+    "averaged pairs, stopped": (True, [lambda: [stopping()]]),
+    "a second fit of 20 epochs, `fade_out=1`": (
+        True,
+        [
+            lambda: [GlobalSoftLabel(fade_out=0), stopping()],
+            lambda: [GlobalSoftLabel(fade_out=1)],
+        ],
+    ),
+    "`fade_out=1`, stopped": (
+        True,
+        [lambda: [GlobalSoftLabel(fade_out=1), stopping()]],
+    ),
+    "weight follows the learning rate, plateau, stopped": (
+        True,
+        [lambda: [FollowsLearningRate(fade_out=0), plateau(), stopping()]],
+    ),
+    "defaults, all epochs": (True, [lambda: [GlobalSoftLabel()]]),
+    "defaults, plateau, stopped": (
+        True,
+        [lambda: [GlobalSoftLabel(), plateau(), stopping()]],
+    ),
+    "`fade_on_stop=True`, plateau": (
+        True,
+        [lambda: [plateau(), stopping(), GlobalSoftLabel(fade_on_stop=True)]],
+    ),
+    "plain training, plateau, stopped": (False, [lambda: [plateau(), stopping()]]),
+    "plain training, all epochs": (False, [lambda: []]),
+    "averaged pairs, all epochs": (True, [lambda: []]),
+    "only epochs from 70 on count": (
+        True,
+        [lambda: [GlobalSoftLabel(), stopping(start_from_epoch=70)]],
+    ),
+}
+LENGTHS = (EPOCHS, 20)  # of a first and of a second fit
+
+
+def split_of(seed, wrong):
+    """Images and labels to train on, to stop by, and to test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (15 * digits.images[..., None]).astype("uint8")
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(images))
+    parts = np.split(order, [TRAIN, TRAIN + VALIDATION])
+    data = [(images[part], digits.target[part]) for part in parts]
+    changed = random.permutation(TRAIN)[: round(wrong * TRAIN)]
+    labels = data[0][1]
+    labels[changed] = (labels[changed] + random.integers(1, 10, len(changed))) % 10
+    return data
+
+
+def network():
+    layers = [keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255)]
+    for filters, strides in ((16, 1), (32, 2), (32, 1)):
+        layers += [
+            keras.layers.Conv2D(filters, 3, strides, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.ReLU(),
+        ]
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
+    return keras.Sequential(layers)
+
+
+def run(way, seed, wrong, epochs):
+    """One training, and its figures on the test images."""
+    on_pairs, fits = WAYS[way]
+    keras.utils.set_random_seed(seed)
+    train, validation, test = split_of(seed, wrong)
+    data = tf.data.Dataset.from_tensor_slices(train).shuffle(TRAIN, seed=seed)
+    data = data.batch(BATCH)
+    if on_pairs:
+        data = data.apply(MixAvg(num_classes=10, seed=seed))
+    model = network()
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        SoftLabelCrossentropy(from_logits=True),
+        jit_compile=False,
+    )
+    done = 0
+    for make, length in zip(fits, LENGTHS, strict=False):
+        history = model.fit(
+            data.prefetch(1),
+            validation_data=tf.data.Dataset.from_tensors(validation),
+            epochs=min(epochs, length),
+            callbacks=make(),
+            shuffle=False,
+            verbose=0,
+        )
+        done += len(history.epoch)
+    logits = model.predict_on_batch(test[0])
+    figures = scores.scores(logits, test[1])
+    kept = {name: figures[name] for name in ("accuracy", "nll", "scaled_nll", "ece")}
+    return {"way": way, "seed": seed, "wrong": wrong, "epochs": done, **kept}
+
+
+def measure(smoke, known):
+    """All seeds of one way after the other; yields all runs so far after each."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # the steps are small
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()  # the same figures every time
+    runs = list(known)
+    done = {(r["way"], r["seed"], r["wrong"]) for r in runs}
+    seeds, epochs = ([0], 2) if smoke else (SEEDS, EPOCHS)
+    for wrong, way, seed in itertools.product(SETTINGS.values(), WAYS, seeds):
+        if (way, seed, wrong) not in done:
+            runs.append(run(way, seed, wrong, epochs))
+            print(json.dumps(runs[-1]), flush=True)
+            yield runs
+
+
+def known_runs():
+    """Those of the file, if they are of these settings."""
+    if not (record.RESULTS / "early_stopping.json").exists():
+        return []
+    results = record.read("early_stopping")
+    return results["runs"] if results["settings"] == settings() else []
+
+
+def settings():
+    names = ("EPOCHS", "PATIENCE", "BATCH", "TRAIN", "VALIDATION")
+    return {name.lower(): globals()[name] for name in names}
+
+
+def table(results):
+    """For each setting the mean and the standard deviation of each way."""
+    parts = []
+    for title, wrong in SETTINGS.items():
+        rows = []
+        for way in WAYS:
+            runs = [
+                r for r in results["runs"] if (r["way"], r["wrong"]) == (way, wrong)
+            ]
+            if runs:
+                rows.append([way, *cells(runs), len(runs)])
+        if not rows:
+            continue
+        header = ["way", "epochs", "accuracy %", "NLL", "NLL, scaled", "ECE %", "n"]
+        parts.append(f"With {title}:\n\n{record.markdown(header, rows)}")
+    made = record.made_with(results, ["keras", "tensorflow"])
+    return "\n".join(parts) + f"{made}.\n"
+
+
+def cells(runs):
+    columns = (
+        ("epochs", 1, 0),
+        ("accuracy", 100, 1),
+        ("nll", 1, 3),
+        ("scaled_nll", 1, 3),
+        ("ece", 100, 1),
+    )
+    for name, scale, digits in columns:
+        values = [scale * run[name] for run in runs]
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        yield f"{np.mean(values):.{digits}f}{spread}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="two epochs of one seed")
+    smoke = parser.parse_args().smoke
+    for runs in measure(smoke, [] if smoke else known_runs()):
+        if not smoke:
+            record.write("early_stopping", COMMAND, settings=settings(), runs=runs)
+
+
+if __name__ == "__main__":
+    main()

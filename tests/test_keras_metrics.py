@@ -1,0 +1,177 @@
+"""Which of Keras' metrics work with which labels: the table of docs/metrics.md."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from small_models import EAGERLY
+from small_models import fit as fit_batches
+
+from keras_mixavg import (
+    GlobalSoftLabel,
+    SoftLabelAccuracy,
+    SoftLabelCrossentropy,
+    SoftLabelTopKAccuracy,
+)
+
+PAGE = Path(__file__).parent.parent / "docs/metrics.md"
+CLASSES, SAMPLES = 6, 60
+OWN = {
+    "SoftLabelAccuracy()": SoftLabelAccuracy,
+    "SoftLabelTopKAccuracy(k)": lambda: SoftLabelTopKAccuracy(2),
+}
+METRICS = {
+    **OWN,
+    '"accuracy"': lambda: "accuracy",
+    "CategoricalAccuracy()": keras.metrics.CategoricalAccuracy,
+    "SparseCategoricalAccuracy()": keras.metrics.SparseCategoricalAccuracy,
+    "TopKCategoricalAccuracy(k)": lambda: keras.metrics.TopKCategoricalAccuracy(2),
+    "SparseTopKCategoricalAccuracy(k)": (
+        lambda: keras.metrics.SparseTopKCategoricalAccuracy(2)
+    ),
+    "CategoricalCrossentropy()": keras.metrics.CategoricalCrossentropy,
+    "SparseCategoricalCrossentropy()": keras.metrics.SparseCategoricalCrossentropy,
+    "KLDivergence()": keras.metrics.KLDivergence,
+    "MeanSquaredError()": keras.metrics.MeanSquaredError,
+    "CosineSimilarity()": keras.metrics.CosineSimilarity,
+    "AUC()": keras.metrics.AUC,
+    "AUC(multi_label=True)": (
+        lambda: keras.metrics.AUC(multi_label=True, num_labels=CLASSES)
+    ),
+    "Precision(top_k=k)": lambda: keras.metrics.Precision(top_k=2),
+    "Recall(top_k=k)": lambda: keras.metrics.Recall(top_k=2),
+    'F1Score(average="macro")': lambda: keras.metrics.F1Score(average="macro"),
+    "OneHotMeanIoU(classes)": lambda: keras.metrics.OneHotMeanIoU(CLASSES),
+}
+
+
+class Labels:
+    """The same samples with labels of each kind, and predictions for them."""
+
+    def __init__(self):
+        random = np.random.default_rng(0)
+        self.numbers = np.arange(SAMPLES) % CLASSES
+        self.one_hot = np.eye(CLASSES, dtype="float32")[self.numbers]
+        self.pairs = (self.one_hot + np.roll(self.one_hot, 1, axis=0)) / 2
+        odds = 0.5 * self.pairs + random.uniform(size=self.pairs.shape)
+        self.predictions = (odds / odds.sum(axis=1, keepdims=True)).astype("float32")
+
+
+LABELS = Labels()
+
+
+def identity_model(metric):
+    """A model whose predictions are its inputs; a weight of no use, which trains."""
+    model = keras.Sequential(
+        [keras.Input((CLASSES,)), keras.layers.Rescaling(1.0), Nothing()]
+    )
+    loss = SoftLabelCrossentropy()
+    model.compile("sgd", loss, metrics=[metric], run_eagerly=EAGERLY)
+    return model
+
+
+class Nothing(keras.layers.Layer):
+    def build(self, input_shape):
+        self.weight = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, inputs):
+        return inputs + 0.0 * self.weight
+
+
+def value(make, labels, renamed=False):
+    """What the metric says; None if it fails.
+
+    `renamed`: with the classes in the reverse order, in labels and in predictions.
+    """
+    x, y = LABELS.predictions, labels
+    if renamed:
+        x, y = x[:, ::-1].copy(), y[:, ::-1].copy()
+    model = identity_model(make())
+    try:
+        return model.evaluate(x, y, batch_size=SAMPLES, verbose=0)[1]
+    except Exception:  # of each backend its own
+        return None
+
+
+def word(right, result):
+    return "fails" if result is None else "yes" if right else "wrong"
+
+
+def on_pairs(make):
+    """Right if it is the same for the same classes under other numbers."""
+    result = value(make, LABELS.pairs)
+    return word(result == pytest.approx(value(make, LABELS.pairs, True)), result)
+
+
+def on_one_hot(make):
+    result = value(make, LABELS.one_hot)
+    return word(result == pytest.approx(value(make, LABELS.one_hot, True)), result)
+
+
+def on_numbers(name, make):
+    """Right if it is what Keras' twin for one-hot labels says of these."""
+    twin = METRICS[name.removeprefix("Sparse")]
+    result = value(make, LABELS.numbers)
+    return word(result == pytest.approx(value(twin, LABELS.one_hot)), result)
+
+
+def one_then_the_other(name, make):
+    """Training on pairs and validation on class numbers, as our pages have it."""
+    twin = METRICS[name.removeprefix("Sparse")]
+    model = identity_model(make())
+    x, data = LABELS.predictions, (LABELS.predictions, LABELS.numbers)
+    try:
+        history = fit_batches(
+            model, [(x, LABELS.pairs, None)], 1, [], validation_data=data
+        ).history
+    except Exception:
+        return "fails"
+    (name,) = (n for n in history if n.startswith("val_") and n != "val_loss")
+    result = history[name][0]
+    right = result == pytest.approx(value(twin, LABELS.one_hot))
+    return word(right and on_pairs(make) == "yes", result)
+
+
+def row(name):
+    make = METRICS[name]
+    return (
+        on_pairs(make),
+        on_one_hot(make),
+        on_numbers(name, make),
+        one_then_the_other(name, make),
+    )
+
+
+def rows_of_the_page():
+    """`{metric: cells}` of the first table of docs/metrics.md."""
+    lines = [line.split(" | ") for line in PAGE.read_text().splitlines()]
+    cells = [[cell.strip("| `") for cell in line] for line in lines if len(line) == 5]
+    return {name: tuple(more) for name, *more in cells if name in METRICS}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_table_of_the_page_on_metrics_is_what_keras_does(name):
+    assert rows_of_the_page()[name] == row(name)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_that_do_not_fit_the_validation_labels_are_named_with_the_remedy(name):
+    """With the callback on, just those that the page calls wrong or failing there."""
+    pairs, _, numbers, _ = rows_of_the_page()[name]
+    model = identity_model(METRICS[name]())
+    data = (LABELS.predictions, LABELS.numbers)
+    batches = [(LABELS.predictions, LABELS.one_hot, None)]
+    phase = "evaluation"
+    if name.startswith("Sparse"):
+        if not EAGERLY:
+            pytest.skip("JAX and torch update the metrics before the loss")
+        data, phase = None, "training"
+    if name == '"accuracy"' or "yes" not in (numbers, pairs) or numbers != "yes":
+        with pytest.raises(ValueError, match=f"The metric .* takes .*in {phase}. "):
+            fit_batches(model, batches, 1, [GlobalSoftLabel()], validation_data=data)
+    elif name.startswith("Sparse"):
+        with pytest.raises(ValueError, match=f"takes class numbers.*in {phase}. Com"):
+            fit_batches(model, batches, 1, [GlobalSoftLabel()], validation_data=data)
+    else:
+        fit_batches(model, batches, 1, [GlobalSoftLabel()], validation_data=data)
