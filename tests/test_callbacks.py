@@ -22,6 +22,7 @@ pytestmark = pytest.mark.core
 
 ONCE = pytest.mark.once  # of a case that differs from another in plain Python alone
 SECOND = ["a new callback", pytest.param("the same callback", marks=ONCE)]
+UNFADED = pytest.mark.filterwarnings("ignore:Training ended after epoch")
 EXPECTED = {"prior_count": 1.0, "collect": "correct"}
 
 
@@ -149,6 +150,7 @@ class StopAfter(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+@UNFADED
 def test_stop_training_ends_the_epoch_with_the_evidence_so_far(batches, kernel):
     model = fresh(kernel)
     callback = GlobalSoftLabel()
@@ -390,6 +392,7 @@ def test_the_weight_fades_out_over_the_last_epochs(batches, kernel, fade_out):
 
 
 @pytest.mark.once
+@UNFADED
 def test_a_resumed_run_fades_as_if_never_interrupted(batches, kernel):
     kernels = []
     for parts in ([(0, 6)], [(0, 5), (5, 6)]):
