@@ -300,6 +300,12 @@ def main(args):
     tf.config.experimental.enable_op_determinism()  # the same figures every time
     keras.utils.set_random_seed(args.seed)
     train, test = load_digits(args.train_examples)
+    wrong = round(args.wrong_labels * args.train_examples)
+    print(
+        "Handwritten digits of 8x8 pixels, from scikit-learn. Of the "
+        f"{args.train_examples} training images {wrong} have a wrong label; the "
+        f"{TEST_IMAGES} test images have the right ones."
+    )
     histories, results, soft_labels = train_all(args, train, test)
     table = table_of(results)
     print_table(table)

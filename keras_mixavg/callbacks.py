@@ -46,9 +46,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     prediction, label or sample weight that is not finite, with a negative weight, or
     with a class number that does not exist are left out, with a warning an epoch.
 
-    Put it before `CSVLogger` and others that read the logs at the epoch's end. A loop
-    of your own calls its hooks through a `keras.callbacks.CallbackList`, as
-    docs/own_loops.md shows.
+    Put it after `EarlyStopping`, see docs/early_stopping.md, and before `CSVLogger` and
+    others that read the logs at the epoch's end. docs/metrics.md says what it logs, and
+    which metrics go with it. A loop of your own calls its hooks through a
+    `keras.callbacks.CallbackList`, as docs/own_loops.md shows.
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX) for
     the idea, "Delving Deep into Label Smoothing" (arXiv 2011.12562) for class-wise

@@ -34,8 +34,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     so that `val_loss` compares with any other run.
 
     The table of soft labels belongs to the loss, and is saved and loaded with the model
-    that is compiled with it. A loss with a trained table serves that model only.
-    `loss.table.numpy()` is a copy of it, `(num_classes, num_classes)`.
+    that is compiled with it; docs/saving.md has each way. A loss with a trained table
+    serves that model only. `loss.table.numpy()` is a copy of it, of shape
+    `(num_classes, num_classes)`.
 
     Called by hand between two epochs or after `fit` it is plain cross-entropy. In an
     epoch of a loop with the callback a call counts as a training step, unless

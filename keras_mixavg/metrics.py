@@ -16,7 +16,7 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
     Per sample `y_true[argmax(y_pred)] / max(y_true)`: one if the prediction is either
     class of an averaged pair, and ordinary accuracy on one-hot labels. (Keras'
     "accuracy" takes the argmax of the label too, which settles the tie of a pair in
-    favour of the lower class number.)
+    favour of the lower class number. docs/metrics.md says which others work.)
 
     Args:
         name: name of the metric, "accuracy" by default.

@@ -1,4 +1,5 @@
-"""Docstrings as pages want them: Keras' sections as headings, examples as code."""
+"""Docstrings as pages want them: Keras' sections as headings, examples as code, and
+names of pages as links."""
 
 import re
 
@@ -8,13 +9,15 @@ KERAS_SECTION = re.compile(
     r"^(Call arguments|Input shape|Output shape):\n((?:    .*\n|\n(?=    ))*)", re.M
 )
 ARGUMENT = re.compile(r"^(\w+): ", re.M)
+PAGE = re.compile(r"\bdocs/([\w/]+)\.md\b")
 EXAMPLE = re.compile(r"^Example:\n\n((?:.+\n?)+)", re.M)
 
 
 class KerasDocstrings(griffe.Extension):
     def on_instance(self, *, obj, **kwargs):
         if obj.docstring:
-            text = KERAS_SECTION.sub(section, obj.docstring.value + "\n")
+            text = PAGE.sub(r"[docs/\1.md](\1.md)", obj.docstring.value)
+            text = KERAS_SECTION.sub(section, text + "\n")
             obj.docstring.value = EXAMPLE.sub(example, text)
 
 

@@ -2,9 +2,9 @@
 
     python docs/_site/notebooks.py    # run the guide, write examples/guide.ipynb
 
-The notebook of a page starts with the data and the model of recipes/index.md. Its cells
-are the texts and the code blocks of the page, in their order. tests/test_docs.py runs
-the same cells.
+The cells are the texts and the code blocks of the page, in their order. Where the page
+says that the first lines of recipes/index.md come before them, so does its notebook.
+tests/test_docs.py runs the same cells.
 """
 
 import base64
@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 GUIDE = ROOT / "examples/guide.py"
 BLOCK = re.compile(r"^```python\n(.*?)^```$\n?", re.DOTALL | re.MULTILINE)
 INSTALL = '# Install in a checkout of keras_mixavg: pip install ".[tensorflow,plot]"'
+PASTE_FIRST = "index.md#paste-this-first) before the code of this page."
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
@@ -36,7 +37,7 @@ def code_of(path):
 def notebook(page):
     """The notebook of a page, such as "recipes/k_fold.md"."""
     cells = [v4.new_code_cell(INSTALL)]
-    if page != "recipes/index.md":
+    if PASTE_FIRST in (DOCS / page).read_text():
         cells.append(v4.new_code_cell(code_of(DOCS / "recipes/index.md")[0]))
     return numbered(cells + cells_of((DOCS / page).read_text()))
 

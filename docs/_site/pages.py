@@ -145,7 +145,7 @@ def relative(target, here):
 
 
 def notebook_name(page):
-    return f"{posixpath.basename(page).removesuffix('.md')}.ipynb"
+    return f"{page.removesuffix('.md').replace('/', '-')}.ipynb"
 
 
 def part_of_benchmarks(text, page):
