@@ -16,9 +16,11 @@ def on_page_content(content, **kwargs):
 
 
 def numbered(latex):
+    """Its parts, between which a narrow page breaks the line, and its number."""
     tag = TAG.search(latex)
     number = f'<span class="number">({tag[1]})</span>' if tag else ""
-    return f'<div class="equation">{mathml(TAG.sub("", latex), "block")}{number}</div>'
+    parts = [mathml(part, "block") for part in TAG.sub("", latex).split(r"\qquad")]
+    return f'<div class="equation"><div>{"".join(parts)}</div>{number}</div>'
 
 
 def mathml(latex, display):

@@ -29,6 +29,8 @@ SOURCES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
+# Pages with tables of figures, which get the width of the table of contents too.
+WITH_TABLES = ("index.md", "results/accuracy.md", "results/speed.md")
 PAGE_OF = {source: page for page, source in SOURCES.items()}
 PAGE_OF["examples/guide.py"] = "start.md"
 PICTURES = (".png", ".jpg", ".svg")
@@ -59,7 +61,8 @@ def on_files(files, config):
                 files.append(File.generated(config, name, content=data))
         if source == "benchmarks/README.md":
             text = part_of_benchmarks(text, page)
-            text = f'<div class="results" markdown>\n\n{text}\n\n</div>\n'
+        if page in WITH_TABLES:
+            text = f'<div class="figures" markdown>\n\n{text}\n\n</div>\n'
         files.append(File.generated(config, page, content=text))
     for page, notebook in notebooks.all_of_them().items():
         name = f"notebooks/{notebook_name(page)}"
@@ -69,6 +72,8 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     here = page.file.src_uri
+    if here in WITH_TABLES:
+        page.meta["hide"] = ["toc"]
     source = SOURCES.get(here, f"docs/{here}")
     folder = posixpath.dirname(source)
 
