@@ -20,6 +20,7 @@ for package in ("jupytext", "latex2mathml", "nbformat", "sklearn", "matplotlib")
 ROOT = Path(__file__).parent.parent
 import mathml  # noqa: E402
 import notebooks  # noqa: E402
+import pages  # noqa: E402
 from training import compare  # noqa: E402
 
 pytestmark = pytest.mark.once
@@ -75,11 +76,26 @@ def test_code_of_the_readmes_runs(code, tmp_path, monkeypatch):
     exec(compile(code, "README", "exec"), users_own())
 
 
+def test_a_page_says_in_its_first_line_what_to_paste_first():
+    alone = [p for p in notebooks.pages() if not notebooks.goes_on(p)]
+    assert alone == ["recipes/folder.md", "recipes/index.md"]
+    for page in set(notebooks.pages()) - set(alone):
+        first = (notebooks.DOCS / page).read_text().split("\n\n")[1]
+        assert notebooks.PASTE_FIRST in first, page
+
+
+def test_the_notebook_of_each_page_has_a_name_of_its_own():
+    every = [*pages.SOURCES, *notebooks.pages()]
+    names = [pages.notebook_name(page) for page in every]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.usefixtures("few_steps")
 @SHORT_OF_STEPS
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasCV and grain
 @pytest.mark.parametrize("page", notebooks.pages())
-def test_code_of_a_page_runs_as_its_notebook(page, tmp_path, monkeypatch):
+def test_code_of_a_page_runs_pasted_into_an_empty_file(page, tmp_path, monkeypatch):
+    """After the first lines of the recipes, if the page says so; as its notebook does."""
     monkeypatch.chdir(tmp_path)
     cells = [c.source for c in notebooks.notebook(page).cells if c.cell_type == "code"]
     for package in OPTIONAL.findall("\n".join(cells)):
@@ -123,6 +139,37 @@ def test_an_equation_becomes_mathml_with_its_number_beside_it():
     assert shown.count("<math") == 1 and "<msub>" in shown
     assert '<span class="number">(4)</span>' in shown
     assert "tag" not in shown and "arithmatex" not in shown
+
+
+def test_the_line_of_an_equation_may_break_between_its_parts():
+    page = '<div class="arithmatex">\\[a = b, \\qquad c = d \\tag{1}\\]</div>'
+    assert mathml.on_page_content(page).count("<math") == 2
+
+
+ADDRESS = re.compile(r"https?://([\w.-]+)")
+KNOWN_HOSTS = {
+    "arxiv.org",
+    "cs231n.stanford.edu",
+    "download.pytorch.org",
+    "keepachangelog.com",
+    "openreview.net",
+    "semver.org",
+    "www.apache.org",
+}
+
+
+def test_no_address_is_named_that_is_not_known_to_exist():
+    """The project's own are added to pyproject.toml, and here, once they exist."""
+    folders = ("keras_mixavg", "docs", "examples", "benchmarks")
+    kinds = ("*.md", "*.py", "*.toml", "*.ipynb", "*.yml", "*.cff", "*.tsv")
+    found = [file for kind in kinds for file in ROOT.glob(kind)]
+    found += [
+        f for folder in folders for kind in kinds for f in (ROOT / folder).rglob(kind)
+    ]
+    assert len(found) > 50
+    for file in found:
+        for host in ADDRESS.findall(file.read_text()):
+            assert host in KNOWN_HOSTS, f"{file.relative_to(ROOT)}: {host}"
 
 
 def texts():

@@ -34,10 +34,15 @@ def code_of(path):
     return [code.rstrip() for code in BLOCK.findall(path.read_text())]
 
 
+def goes_on(page):
+    """Whether the first lines of recipes/index.md come before the code of the page."""
+    return PASTE_FIRST in (DOCS / page).read_text()
+
+
 def notebook(page):
     """The notebook of a page, such as "recipes/k_fold.md"."""
     cells = [v4.new_code_cell(INSTALL)]
-    if PASTE_FIRST in (DOCS / page).read_text():
+    if goes_on(page):
         cells.append(v4.new_code_cell(code_of(DOCS / "recipes/index.md")[0]))
     return numbered(cells + cells_of((DOCS / page).read_text()))
 
