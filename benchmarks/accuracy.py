@@ -244,10 +244,23 @@ def plot(name):
         record.save(PLOTS[kind](found), f"{name}_{kind}")
 
 
-def style(i, method):
-    """Ours stands out."""
-    ours = method in (PAIRS, OURS) or "pairs" in method or "whole images" in method
-    return {"color": f"C{i}", "ls": "-" if ours else "--", "marker": "o"}
+def is_ours(method):
+    return method in (PAIRS, OURS) or "pairs" in method or "whole images" in method
+
+
+def styles(methods):
+    """How to draw the line of each method: four stand out, the rest is grey."""
+    mixup = next((name for name in of_either("mixup") if name in methods), None)
+    colours = {PLAIN: "k", mixup: "C0", PAIRS: "C4", OURS: "C1"}
+    grey = {"color": "0.8", "lw": 1, "marker": ""}
+    rest = [name for name in methods if name not in colours]
+    found = {name: {**grey, "label": "_"} for name in rest}
+    if rest:
+        found[rest[0]]["label"] = "other methods"
+    for name in set(methods) & set(colours):
+        coloured = {"color": colours[name], "lw": 1.8, "marker": "o", "zorder": 3}
+        found[name] = {**coloured, "label": name}
+    return found
 
 
 def draw_accuracy(found):
@@ -271,7 +284,7 @@ def draw_accuracy(found):
         for i, name in enumerate(names):
             points = list(values(methods[name], score).values())
             if points:
-                color = "C1" if style(i, name)["ls"] == "-" else "C0"
+                color = "C1" if is_ours(name) else "C0"
                 ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
                 ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
         ax.set(title=fill(setting, 24), xlabel=f"test {SCORES[score][0]}")
@@ -315,15 +328,15 @@ def draw_reliability(found):
     figure.suptitle("Is a prediction right as often as it says?")
     ax.plot([0, 1], [0, 1], "k--", lw=1)
     setting, methods = list(found.items())[-1]
-    for i, (name, runs) in enumerate(methods.items()):
+    lines = styles([name for name, runs in methods.items() if runs])
+    for name, runs in methods.items():
         points = np.zeros((16, 3))
         for line in runs.values():
             for p, right, count in zip(*line["test"]["bins"].values(), strict=True):
                 points[int(np.ceil(p * 15))] += count * np.array([p, right, 1])
         p, right, count = points[points[:, 2] >= 20].T
         if len(count):
-            ax.plot(p / count, right / count, **style(i, name), ms=4, lw=1)
-            ax.lines[-1].set_label(name)
+            ax.plot(p / count, right / count, **lines[name], ms=4)
     ax.set(
         title=setting,
         xlabel="winning probability",
@@ -331,7 +344,7 @@ def draw_reliability(found):
         xlim=(0, 1),
         ylim=(0, 1),
     )
-    ax.legend(fontsize="x-small")
+    ax.legend(fontsize="small")
     return figure
 
 
@@ -339,14 +352,15 @@ def draw_curves(found):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     setting, methods = list(found.items())[-1]
     figure.suptitle(f"{setting}: what happens over the epochs?")
-    for i, (name, runs) in enumerate(methods.items()):
+    lines = styles([name for name, runs in methods.items() if runs])
+    for name, runs in methods.items():
         for ax, key in zip(axes, ("val_loss", "val_accuracy"), strict=True):
             if not runs or (name, key) == (NAMES["label_smoothing"], "val_loss"):
                 continue  # Keras smooths the labels of the validation data too
             curves = [line["history"][key] for line in runs.values()]
             mean = np.mean(np.array(curves, float), axis=0)
             seen = np.flatnonzero(~np.isnan(mean))
-            ax.plot(1 + seen, mean[seen], **style(i, name), ms=3, label=name)
+            ax.plot(1 + seen, mean[seen], **lines[name], ms=3)
     axes[0].set(xlabel="epoch", ylabel="test NLL + weight decay, nats")
     axes[1].set(xlabel="epoch", ylabel="test accuracy")
     for ax in axes:

@@ -95,7 +95,7 @@ def test_the_notebook_of_each_page_has_a_name_of_its_own():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasCV and grain
 @pytest.mark.parametrize("page", notebooks.pages())
 def test_code_of_a_page_runs_pasted_into_an_empty_file(page, tmp_path, monkeypatch):
-    """After the first lines of the recipes, if the page says so, as its notebook has."""
+    """After the first lines of the recipes, where the page says so."""
     monkeypatch.chdir(tmp_path)
     cells = [c.source for c in notebooks.notebook(page).cells if c.cell_type == "code"]
     for package in OPTIONAL.findall("\n".join(cells)):
