@@ -29,8 +29,9 @@ SOURCES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-# Pages with tables of figures, which get the width of the table of contents too.
-WITH_TABLES = ("index.md", "results/accuracy.md", "results/speed.md")
+# Pages whose tables get the width of the table of contents too; those with figures.
+WITH_FIGURES = ("index.md", "results/accuracy.md", "results/speed.md")
+WIDE = (*WITH_FIGURES, "how_we_know.md")
 PAGE_OF = {source: page for page, source in SOURCES.items()}
 PAGE_OF["examples/guide.py"] = "start.md"
 PICTURES = (".png", ".jpg", ".svg")
@@ -61,7 +62,7 @@ def on_files(files, config):
                 files.append(File.generated(config, name, content=data))
         if source == "benchmarks/README.md":
             text = part_of_benchmarks(text, page)
-        if page in WITH_TABLES:
+        if page in WITH_FIGURES:
             text = f'<div class="figures" markdown>\n\n{text}\n\n</div>\n'
         files.append(File.generated(config, page, content=text))
     for page, notebook in notebooks.all_of_them().items():
@@ -72,7 +73,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     here = page.file.src_uri
-    if here in WITH_TABLES:
+    if here in WIDE:
         page.meta["hide"] = ["toc"]
     source = SOURCES.get(here, f"docs/{here}")
     folder = posixpath.dirname(source)
