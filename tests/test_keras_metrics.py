@@ -191,3 +191,59 @@ def test_metrics_that_do_not_fit_the_validation_labels_are_named_with_the_remedy
         remedy = remedy.get(name[:4], "accuracy|One-hot encode")
         with pytest.raises(ValueError, match=f"takes one-hot.*evaluation.*({remedy})"):
             train()
+
+
+def two_headed_model(metrics):
+    """A head with global soft labels, one with class numbers all along."""
+    inputs = keras.Input((CLASSES,))
+    outputs = {
+        name: keras.layers.Dense(CLASSES, name=name)(inputs)
+        for name in ("own", "other")
+    }
+    model = keras.Model(inputs, outputs)
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = {"own": SoftLabelCrossentropy(from_logits=True), "other": plain}
+    model.compile("sgd", loss, metrics=metrics, run_eagerly=EAGERLY)
+    return model
+
+
+@pytest.mark.once
+def test_metrics_of_another_output_are_left_alone():
+    x, numbers = LABELS.predictions, LABELS.numbers
+    train = {"own": LABELS.pairs, "other": numbers}
+    validation = (x, {"own": numbers, "other": numbers})
+
+    def fit(own):
+        model = two_headed_model({"own": own, "other": ["accuracy"]})
+        callbacks = [GlobalSoftLabel()]
+        arguments = {"validation_data": validation, "verbose": 0}
+        return model.fit(x, train, callbacks=callbacks, **arguments)
+
+    history = fit([SoftLabelAccuracy()]).history
+    assert history["val_own_accuracy"] and history["val_other_accuracy"]
+    with pytest.raises(ValueError, match="'accuracy', a CategoricalAccuracy"):
+        fit(["accuracy"])
+
+
+class OwnTestStep(keras.Sequential):
+    """One-hot labels for the loss, class numbers for the metrics."""
+
+    def test_step(self, data):
+        x, numbers = data
+        y_pred = self(x, training=False)
+        one_hot = keras.ops.one_hot(numbers, CLASSES)
+        self._loss_tracker.update_state(self.compute_loss(x, one_hot, y_pred))
+        return self.compute_metrics(x, numbers, y_pred)
+
+
+@pytest.mark.one_backend
+def test_metrics_of_a_model_with_steps_of_its_own_are_left_alone():
+    model = OwnTestStep([keras.Input((CLASSES,)), keras.layers.Dense(CLASSES)])
+    metric = keras.metrics.SparseCategoricalAccuracy()
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=[metric], run_eagerly=EAGERLY)
+    x, numbers = LABELS.predictions, LABELS.numbers
+    model.fit(x, numbers, callbacks=[GlobalSoftLabel()], verbose=0)
+    result = model.evaluate(x, numbers, verbose=0, return_dict=True)
+    expected = np.mean(model.predict(x, verbose=0).argmax(axis=1) == numbers)
+    assert result["sparse_categorical_accuracy"] == pytest.approx(expected)
