@@ -320,7 +320,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             table.disable()
         end = self._fading_ends()
         if end is not None and self._done is not None and self._done < end:
-            training_warnings.not_faded(self._done, end, self._fade_share)
+            training_warnings.not_faded(self._told, self._done, end, self._fade_share)
 
     def _enable(self) -> None:
         for name, weight in self._weights.items():

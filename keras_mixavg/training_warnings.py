@@ -59,8 +59,11 @@ def left_out(samples: int, name: str, epoch: int) -> None:
     )
 
 
-def not_faded(done: int, epochs: int, fade_out: float) -> None:
+def not_faded(told: set[str], done: int, epochs: int, fade_out: float) -> None:
     """That training ended before the weight had faded out."""
+    if "not faded" in told:
+        return
+    told.add("not faded")
     weight = equations.fading(done - 1, epochs, fade_out)
     more = equations.epochs_with_fading(done, epochs, fade_out) - done
     warnings.warn(
