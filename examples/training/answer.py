@@ -82,6 +82,10 @@ class Measure:
     digits: int
     better: int  # 1 if more is better, -1 if less is
 
+    def text(self, value, sign=""):
+        """To so many digits; none of what is large, as is the loss of a failure."""
+        return f"{value:{sign}.{self.digits if abs(value) < 100 else 0}f}"
+
     def pooled(self, runs):
         """That of all predictions together."""
         return float(np.concatenate([self.of_images(run) for run in runs]).mean())
@@ -128,12 +132,11 @@ class Difference:
         return self.measure.better if self.mean > 0 else -self.measure.better
 
     def __str__(self):
-        digits, mean, half = self.measure.digits, self.mean, self.half
+        mean, half = self.mean, self.half
         if not np.isfinite(half):
-            return f"{mean:+.{digits}f}"
-        return (
-            f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
-        )
+            return self.measure.text(mean, "+")
+        low, high = (self.measure.text(mean + side * half, "+") for side in (-1, 1))
+        return f"{self.measure.text(mean, '+')} [{low}, {high}]"
 
 
 def difference(ours, other, measure):
@@ -189,10 +192,10 @@ def absolute(results):
     for method, runs in results.items():
         row = [in_words(method)]
         for measure in MEASURES:
-            text = f"{measure.pooled(runs):.{measure.digits}f}"
+            text = measure.text(measure.pooled(runs))
             if len(runs) > 1:
                 spread = np.std([measure.pooled([run]) for run in runs], ddof=1)
-                text += f" ± {spread:.{measure.digits}f}"
+                text += f" ± {measure.text(spread)}"
             row.append(text)
         row.append(f"{100 * trained(runs):.1f}")
         seconds = [run.result["seconds_per_epoch"] for run in runs]
@@ -305,12 +308,10 @@ def probabilities_in_words(results):
         parts = []
         for measure in (NLL, NLL_SCALED, ECE):
             of_pair = difference(results[ours], results[other], measure)
-            a, b = (
-                f"{measure.pooled(results[m]):.{measure.digits}f}"
-                for m in (ours, other)
-            )
+            a, b = (measure.text(measure.pooled(results[m])) for m in (ours, other))
             said = {1: "better", -1: "worse", 0: "undecided"}[of_pair.says]
-            parts.append(f"{measure.name.split(',')[0]} {a} against {b} ({said})")
+            name, *unit = measure.name.split(",")
+            parts.append(f"{name} {a} against {b}{' %' * (unit == [' %'])} ({said})")
         sentences.append(f"Against {in_words(other)}: {', '.join(parts)}.")
     raw, scaled = (
         difference(results[ours], results[PLAIN], m).says for m in (NLL, NLL_SCALED)

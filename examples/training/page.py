@@ -7,7 +7,7 @@ import re
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto;
   padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; }
 h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
@@ -15,8 +15,9 @@ dl { margin: 1rem 0; } dt { font-weight: 600; } dd { margin: 0 0 0.75rem; }
 pre { background: var(--soft); padding: 0.75rem; white-space: pre-wrap;
   overflow-wrap: anywhere; border-radius: 4px; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line);
+table { border-collapse: collapse; margin-bottom: 1rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: 0.35rem 0.6rem; border-bottom: 1px solid var(--line);
   text-align: right; white-space: nowrap; vertical-align: bottom; }
 thead th { white-space: normal; min-width: 5rem; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;

@@ -87,7 +87,7 @@ def draw_confused(method, runs, images, names):
         (int(a), int(b)) for a, b in zip(labels, taken, strict=True) if a != b
     ).most_common(CONFUSED)
     columns = max(3, len(pairs))
-    figure = Figure(figsize=(2.2 * columns, 3.6), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 3.8), layout="constrained")
     figure.suptitle(
         f"Which classes are confused most often?\n{in_words(method)}, all "
         f"{len(labels):,} predictions on test images",
@@ -95,12 +95,13 @@ def draw_confused(method, runs, images, names):
     )
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for ax in axes:
-        ax.set_axis_off()
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     for ax, ((true, other), count) in zip(axes, pairs, strict=False):
         members = np.flatnonzero((labels == true) & (taken == other))
         ax.imshow(images[numbers[members[sure[members].argmax()]]])
         share = 100 * count / np.sum(labels == true)
-        ax.set_title(
+        ax.set_xlabel(
             f"{names[true]}\ntaken for\n{names[other]}\n{count} times, {share:.0f} %",
             fontsize=9,
         )
