@@ -132,13 +132,15 @@ def plan(args, found, others):
     counts = found.counts.values()
     each = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else min(counts)
     side = args.image_size
-    shape = (side, side, 3)
     weights = f"the weights {args.weights}" if args.weights != networks.NONE else ""
-    network = fit.network_of(args, random=True)(shape, len(counts), 0.0)
-    parameters = sum(int(np.prod(w.shape)) for w in network.trainable_weights)
     if others:
         trained, tested = found.images, others.images
         how = f"Each run tests on the {tested:,} images of {args.validation}."
+        if tested < trained:
+            how += (
+                f" Without --validation each of the {trained:,} images of "
+                f"{args.folder} would be tested once."
+            )
     else:
         trained = found.images - found.images // args.folds
         tested = found.images * min(args.runs, args.folds) // args.folds
@@ -156,11 +158,13 @@ def plan(args, found, others):
         "both": "flipped left to right and upside down by chance",
     }[args.flip]
     smallest = 100 * 1.96 * (DISAGREE / tested) ** 0.5
+    gigabytes = 3 * side**2 * found.images / 1e9
+    memory = f" They take {gigabytes:.1f} GB of memory." if gigabytes > 1 else ""
     return [
         f"{found.images:,} images of {len(counts)} classes, {each} of each; their "
         f"median side is {found.side} pixels, they are used at {side}, {flips}, and "
-        f"shifted by up to {args.shift} pixels.",
-        f"Network {args.network}, {parameters / 1e6:.2f} million parameters, "
+        f"shifted by up to {args.shift} pixels.{memory}",
+        f"Network {args.network}, {parameters(args, counts):.2f} million parameters, "
         f"{weights or 'from scratch'}: {epochs}, in batches of {batch}.",
         how,
         f"{len(args.compared)} methods ({', '.join(map(in_words, args.compared))}) x "
@@ -168,6 +172,19 @@ def plan(args, found, others):
         f"So many test images tell methods apart that differ by about {smallest:.1f} "
         "points of accuracy or more, however many runs are made.",
     ]
+
+
+def parameters(args, counts):
+    """Millions that can be trained, in the network for these classes."""
+    side = args.image_size
+    try:
+        network = fit.network_of(args, random=True)((side, side, 3), len(counts), 0.0)
+    except ValueError as error:
+        raise SystemExit(
+            f"{args.network} does not take images of {side} pixels: {error} "
+            "Pass another --image-size."
+        ) from None
+    return sum(int(np.prod(w.shape)) for w in network.trainable_weights) / 1e6
 
 
 def command(args, argv, changes=None):

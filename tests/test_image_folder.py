@@ -233,6 +233,28 @@ def test_few_images_are_all_tested_and_many_are_not():
     assert runs(5000, "--runs", "7") == 7
 
 
+def test_the_plan_says_what_so_many_test_images_can_show(images):
+    """Half the width of a 95 % interval if a quarter of them changes sides."""
+    found = folder.Survey({"a": 48, "b": 432}, 64)
+    args = image_folder.parse_arguments([str(images), "--network", "tiny"])
+    image_folder.complete(args, found)
+    text = " ".join(image_folder.plan(args, found, None))
+    assert "480 images of 2 classes, 48 to 432 of each" in text
+    assert "digits, text: --flip none" in text and "tested on the others, 480" in text
+    assert "differ by about 4.5 points" in text  # 98 / sqrt(480)
+    args.validation = images
+    text = " ".join(image_folder.plan(args, found, folder.Survey({"a": 96}, 64)))
+    assert "differ by about 10.0 points" in text  # 98 / sqrt(96)
+    assert "Without --validation each of the 480 images" in text
+
+
+def test_a_network_that_cannot_take_the_images_is_refused(images):
+    flags = ["--network", "InceptionV3", "--image-size", "32"]
+    args = image_folder.parse_arguments([str(images), *flags])
+    with pytest.raises(SystemExit, match="InceptionV3 does not take images of 32"):
+        image_folder.parameters(args, [1, 2])
+
+
 def test_the_next_command_is_the_last_one_with_other_options():
     argv = ["my photos", "--epochs=60", "--methods", "erm", "mixavg", "--out", "here"]
     args = image_folder.parse_arguments(argv)
