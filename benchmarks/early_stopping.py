@@ -162,8 +162,10 @@ def measure(smoke, known):
     tf.config.experimental.enable_op_determinism()  # the same figures every time
     runs = list(known)
     done = {(r["way"], r["seed"], r["wrong"]) for r in runs}
-    seeds, epochs = ([0], 2) if smoke else (SEEDS, EPOCHS)
-    for wrong, way, seed in itertools.product(SETTINGS.values(), WAYS, seeds):
+    shares, seeds, epochs = SETTINGS.values(), SEEDS, EPOCHS
+    if smoke:
+        shares, seeds, epochs = [0.2], [0], 2
+    for wrong, way, seed in itertools.product(shares, WAYS, seeds):
         if (way, seed, wrong) not in done:
             runs.append(run(way, seed, wrong, epochs))
             print(json.dumps(runs[-1]), flush=True)

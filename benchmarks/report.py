@@ -21,14 +21,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import accuracy  # noqa: E402
 import checkpoint  # noqa: E402
+import early_stopping  # noqa: E402
 import input_pipeline  # noqa: E402
 import record  # noqa: E402
 import training_step  # noqa: E402
 
-READMES = [record.BENCHMARKS / "README.md", record.ROOT / "README.md"]
+READMES = [
+    record.BENCHMARKS / "README.md",
+    record.ROOT / "README.md",
+    record.ROOT / "docs/early_stopping.md",
+]
 BLOCK = re.compile(r"(<!-- ([\w: ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BENCHMARKS = {
     "checkpoint": checkpoint,
+    "early_stopping": early_stopping,
     "input_pipeline": input_pipeline,
     "training_step": training_step,
 }

@@ -63,10 +63,7 @@ class SoftLabelTopKAccuracy(keras.metrics.MeanMetricWrapper):
         dtype: as in `keras.metrics.Metric`.
 
     Call arguments:
-        y_true: one-hot or soft labels, `(..., num_classes)`, or class numbers, `(...)`
-            or `(..., 1)`.
-        y_pred: logits or probabilities, `(..., num_classes)`.
-        sample_weight: optional, `(...)`.
+        y_true, y_pred, sample_weight: as those of SoftLabelAccuracy.
 
     Raises:
         ValueError: if `k` is no positive integer or more than there are classes, or if

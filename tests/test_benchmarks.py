@@ -17,6 +17,7 @@ for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
     pytest.importorskip(package)
 
 import accuracy  # noqa: E402
+import early_stopping  # noqa: E402
 import grid  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import record  # noqa: E402
@@ -386,3 +387,26 @@ def test_the_row_of_a_second_fit_counts_what_is_compiled_in_later_ones(monkeypat
     assert rows[1]["compiled_later"]["method"] == 3  # one of them to warm up
     text = training_step.fits_table([{**row, "backend": "jax"} for row in rows])
     assert "| fit anew | 1 | 10 | jax | 2 |" in text and "| 0, 3 |" in text
+
+
+# --- Early stopping ------------------------------------------------------------------
+
+
+def test_the_table_of_early_stopping_has_means_and_deviations_of_each_way():
+    way = "defaults, stopped"
+    figures = {"accuracy": 0.9, "scaled_nll": 0.2, "ece": 0.1}
+    runs = [
+        {"way": way, "seed": seed, "wrong": 0.0, "epochs": 40, "nll": nll, **figures}
+        for seed, nll in enumerate((0.2, 0.4))
+    ]
+    about = {"command": "x", "machine": "y", "versions": {}}
+    table = early_stopping.table({"runs": runs, **about})
+    assert table.count(way) == 1  # of the one setting that has runs
+    deviation = f"{0.1 * 2**0.5:.3f}"
+    assert f"| {way} | 40 ± 0 | 90.0 ± 0.0 | 0.300 ± {deviation} |" in table
+
+
+def test_a_way_of_early_stopping_trains_and_is_scored():
+    run = early_stopping.run("`fade_on_stop=True`", seed=0, wrong=0.2, epochs=2)
+    assert run["epochs"] == 2
+    assert 0 < run["scaled_nll"] <= run["nll"] + 0.1 and 0 <= run["accuracy"] <= 1

@@ -32,16 +32,6 @@ class Weights(keras.callbacks.Callback):
         self.seen.append(self.model.loss.table._weight / 0.5)
 
 
-@pytest.fixture
-def batches(rng):
-    return averaged_batches(rng)
-
-
-@pytest.fixture
-def kernel(rng):
-    return (0.3 * rng.normal(size=(FEATURES, CLASSES))).astype("float32")
-
-
 def compiled_model(kernel, global_weight=0.5):
     model = linear_model(kernel)
     loss = SoftLabelCrossentropy(global_weight=global_weight, from_logits=True)
@@ -117,12 +107,13 @@ def test_a_weight_that_falls_from_the_first_epoch_on_falls_as_planned():
     np.testing.assert_allclose(weights.seen, [1, 3 / 4, 1 / 2, 1 / 4], rtol=1e-12)
 
 
-def test_early_stopping_restores_the_best_weights_of_all_epochs(batches, kernel):
+def test_early_stopping_restores_the_best_weights_of_all_epochs(rng):
+    batches = averaged_batches(rng)
     x, y, _ = batches[0]
     stopping = keras.callbacks.EarlyStopping(
         patience=1, min_delta=0.1, restore_best_weights=True
     )
-    model = compiled_model(kernel)
+    model = compiled_model(0.3 * rng.normal(size=(FEATURES, CLASSES)))
     callbacks = [stopping, GlobalSoftLabel(fade_on_stop=True)]
     history = fit(model, batches, 60, callbacks, validation_data=(x, y)).history
     assert stopping.stopped_epoch < len(history["loss"]) < 60
