@@ -330,10 +330,13 @@ def test_a_table_says_of_each_setting_how_many_test_images_it_has():
 
 
 @pytest.mark.parametrize("kind", accuracy.PLOTS)
-def test_every_plot_shows_every_method_in_words(kind):
+def test_every_plot_names_its_methods_in_words(kind):
     figure = accuracy.PLOTS[kind]({"first": RUNS, "second": RUNS})
     texts = [text.get_text() for text in figure.findobj(Text)]
-    assert {name for name in RUNS if RUNS[name]} <= set(texts)
+    shown = {name for name in RUNS if RUNS[name]}
+    if kind != "accuracy":  # lines: four stand out, the rest is grey
+        shown = shown - {"CutMix"} | {"other methods"}
+    assert shown <= set(texts)
     assert any(text.endswith("?") for text in texts)
     plt.close(figure)
 
