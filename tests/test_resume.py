@@ -640,6 +640,7 @@ def test_evidence_beyond_float32_leaves_the_table_and_says_so(batches):
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore:Training ended after epoch")
 def test_terminate_on_nan_still_ends_training(batches):
     bad = spoilt(batches, "x", np.nan)
     model = new_model()
