@@ -84,7 +84,7 @@ class Measure:
 
     def text(self, value, sign=""):
         """To so many digits; none of what is large, as is the loss of a failure."""
-        return f"{value:{sign}.{self.digits if abs(value) < 100 else 0}f}"
+        return f"{value:{sign}.{self.digits if abs(value) <= 100 else 0}f}"
 
     def pooled(self, runs):
         """That of all predictions together."""
