@@ -87,7 +87,8 @@ def parse_arguments(argv=None):
             parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     if args.smoke:
         vars(args).update(SMOKE)
-    args.out = args.out or Path("runs") / f"folder-{args.folder.resolve().name}"
+    name = f"folder-{args.folder.resolve().name}{'-smoke' * args.smoke}"
+    args.out = args.out or Path("runs") / name
     return args
 
 
@@ -133,6 +134,8 @@ def plan(args, found, others):
     each = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else min(counts)
     side = args.image_size
     weights = f"the weights {args.weights}" if args.weights != networks.NONE else ""
+    if weights and args.smoke:
+        weights = "random weights, since this is a smoke test"
     if others:
         trained, tested = found.images, others.images
         how = f"Each run tests on the {tested:,} images of {args.validation}."
@@ -148,9 +151,10 @@ def plan(args, found, others):
             f"Cross-validation in {args.folds} parts: each run trains on about "
             f"{trained:,} images and is tested on the others, {tested:,} in all."
         )
-    epochs = f"{args.epochs} epochs"
+    epochs = answer.count(args.epochs, "epoch")
     if weights:
-        epochs = f"{args.head_epochs} epochs of a new last layer, {epochs} of all"
+        heads = answer.count(args.head_epochs, "epoch")
+        epochs = f"{heads} of a new last layer, {epochs} of all"
     batch = min(args.batch_size, trained)
     flips = {
         "none": "never flipped",
@@ -190,7 +194,9 @@ def parameters(args, counts):
 def command(args, argv, changes=None):
     """The command that was given, with other options, complete."""
     changes = dict(changes or {})
-    if set(changes) - {"runs"}:
+    if args.smoke:  # whose results are no answer, and in a folder of their own
+        changes = {"smoke": None, "out": None}
+    elif set(changes) - {"runs"}:
         tag = "-".join(f"{name}-{value}" for name, value in changes.items() if value)
         changes["out"] = f"{args.out}-{tag.replace('/', '_') or 'folds'}"
     kept, skip = [], False
@@ -199,13 +205,17 @@ def command(args, argv, changes=None):
         if skip:
             skip = False
         elif token.split("=")[0] in flags:
-            skip = "=" not in token
+            skip = "=" not in token and token != "--smoke"  # which has no value
         else:
             kept.append(token)
     for name, value in changes.items():
         if value is not None:
             kept += [f"--{name.replace('_', '-')}", str(value)]
-    return f"python {shlex.join([os.path.relpath(__file__), *kept])}"
+    return given(kept)
+
+
+def given(argv):
+    return f"python {shlex.join([os.path.relpath(__file__), *argv])}"
 
 
 # --- The runs ------------------------------------------------------------------------
@@ -330,18 +340,21 @@ def train_one(args, method, seed, progress):
 def report(args, argv, about, results, reason):
     """Print the answer, and write it with the pictures as one page."""
     verdict = answer.verdict(results, args)
+    title = "It runs; a smoke test is no answer" if args.smoke else verdict.title
     paragraphs = {**({"Ended early": reason} if reason else {}), **verdict.paragraphs}
+    if args.smoke:
+        paragraphs = {"Next": "Without --smoke:"}
     next_command = command(args, argv, verdict.changes)
     if reason:
         paragraphs["Ended early"] += " To make all runs nevertheless, add --all-runs."
     absolute, differences = answer.absolute(results), answer.differences(results)
-    text = [f"# {verdict.title}", *(f"{k}. {v}" for k, v in paragraphs.items())]
+    text = [f"# {title}", *(f"{k}. {v}" for k, v in paragraphs.items())]
     text += [f"    {next_command}", markdown(absolute), BELOW, markdown(differences)]
     text = "\n\n".join(text)
     print(f"\n{text}")
     (args.out / "answer.md").write_text(text)
     (args.out / "page.html").write_text(
-        as_page(args, argv, about, results, verdict.title, paragraphs, next_command)
+        as_page(args, argv, about, results, title, paragraphs, next_command)
     )
     print(f"With pictures: {args.out / 'page.html'}; each run: {args.out}/METHOD-RUN")
 
@@ -391,7 +404,7 @@ def as_page(args, argv, about, results, title, paragraphs, next_command):
     machine = made["machine"]
     parts += [
         page.heading("How it was made"),
-        page.command(command(args, argv)),
+        page.command(given(argv)),
         *map(page.paragraph, about),
         page.paragraph(", ".join(f"{k} {v}" for k, v in made["versions"].items())),
         page.paragraph(

@@ -268,6 +268,11 @@ def test_the_next_command_is_the_last_one_with_other_options():
     assert longer == f"{program} 'my photos' {expected}"
     more = image_folder.command(args, argv, {"runs": 10})
     assert more == f"{command} --runs 10"  # in the same place: what is done counts
+    smoke = image_folder.parse_arguments(["my photos", "--smoke"])
+    assert smoke.out.name == "folder-my photos-smoke"
+    argv_of_smoke = ["my photos", "--smoke", "--epochs", "9"]
+    whole = image_folder.command(smoke, argv_of_smoke, {"runs": 6})
+    assert whole == f"{program} 'my photos' --epochs 9"
     argv += ["--validation", "others"]
     without = image_folder.command(args, argv, {"validation": None})
     assert "--validation" not in without and without.endswith("--out here-folds")
@@ -398,6 +403,14 @@ def test_the_verdict_names_what_to_use_the_cause_and_the_next_step(
     said = found.paragraphs["Probabilities"]
     for part in ("NLL ", "NLL after one temperature ", "ECE ", "Against MixUp"):
         assert part in said
+
+
+def test_a_network_that_cannot_be_fine_tuned_gets_a_larger_learning_rate():
+    results = {"erm": runs_of(EVEN, **FLAT), "mixavg": runs_of(EVEN)}
+    args = args_of("--network", "MobileNetV2", "--weights", "imagenet")
+    found = answer.verdict(results, args)
+    assert "the learning rate is too small" in found.paragraphs["Why"]
+    assert found.changes == {"learning_rate": "0.03"}
 
 
 def test_probabilities_decide_where_accuracy_does_not():

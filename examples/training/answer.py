@@ -12,6 +12,7 @@ from scipy import stats
 
 from training import compare, record, scores
 from training.methods import in_words
+from training.networks import NONE
 
 PLAIN, OURS = "erm", "mixavg"
 MEMORISED = 0.9  # of the training images, from which plain training memorises
@@ -383,7 +384,16 @@ def next_step(results, args):
             {"epochs": more},
         )
     if why == "network":
-        regime += " Its loss falls no longer: the network is too small."
+        regime += " Its loss falls no longer: "
+        if args.weights != NONE:
+            rate = 3 * args.learning_rate
+            return (
+                f"{regime}the learning rate is too small, or what the network has "
+                "learnt does not fit these images.",
+                f"Fine-tune at a learning rate of {rate:g}:",
+                {"learning_rate": f"{rate:g}"},
+            )
+        regime += "the network is too small."
         if args.network not in LARGER:
             return regime, *fine_tune(args)
         larger = LARGER[args.network]
@@ -419,7 +429,7 @@ def next_step(results, args):
 
 def fine_tune(args):
     """The step that is left where the question is answered, or more images needed."""
-    if args.weights == "none":
+    if args.weights == NONE:
         return (
             "Fine-tune a network that was trained on ImageNet, with the same methods; "
             "Keras downloads its weights:",
