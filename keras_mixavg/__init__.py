@@ -6,6 +6,7 @@ while `model.fit` runs. The method card is README.md in this folder.
 """
 
 from keras_mixavg.callbacks import GlobalSoftLabel
+from keras_mixavg.current_epoch import CurrentEpoch
 from keras_mixavg.losses import SoftLabelCrossentropy
 from keras_mixavg.metrics import SoftLabelAccuracy, SoftLabelTopKAccuracy
 from keras_mixavg.mix_avg import MixAvg
@@ -13,6 +14,7 @@ from keras_mixavg.mix_avg import MixAvg
 __version__ = "0.2.0"
 
 __all__ = [
+    "CurrentEpoch",
     "GlobalSoftLabel",
     "MixAvg",
     "SoftLabelAccuracy",

@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_mixavg import checks, equations, xla
 from keras_mixavg._keras import in_tf_graph
-from keras_mixavg.batch import dtype_of, holds_class_numbers, is_float
+from keras_mixavg.batch import AS_IS, dtype_of, holds_class_numbers, is_float
 
 Tensor = Any
 
@@ -42,11 +42,16 @@ def average_labels(
     y: Tensor, partners: Tensor | None, ops: Any, num_classes: Any
 ) -> Tensor:
     """Equation (3). Class numbers are made one-hot first."""
-    if holds_class_numbers(y, num_classes):
-        if ops.name == "tensorflow" and in_tf_graph():
-            checks.assert_class_numbers(y, num_classes)
+    checked = ops.name == "tensorflow" and in_tf_graph()
+    if num_classes == 1:
+        y = ops.numpy.reshape(y, (-1, 1))
+    elif holds_class_numbers(y, num_classes):
+        if checked:
+            checks.assert_values(y, num_classes)
         y = ops.cast(ops.numpy.reshape(y, (-1,)), "int32")
         y = ops.nn.one_hot(y, num_classes, dtype="float32")
+    elif checked and num_classes is not AS_IS and "int" in dtype_of(y):
+        checks.assert_values(y, None)
     return average_weights(y, partners, ops)
 
 

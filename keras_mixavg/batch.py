@@ -121,15 +121,14 @@ def merged(batch: Any, averaged: Any) -> Any:
     return make([*averaged, *batch[len(averaged) :]])
 
 
+def holds_one_number(y: Any) -> bool:
+    """One for each sample: `(batch,)` or `(batch, 1)`."""
+    return len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
+
+
 def holds_class_numbers(y: Any, num_classes: Any) -> bool:
-    """Integers do; with `num_classes` floats too, as Keras' layers cast them."""
-    if num_classes is AS_IS:
-        return False
-    one_each = len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
-    as_number = "int" in dtype_of(y) or (
-        num_classes is not None and is_float(dtype_of(y))
-    )
-    return one_each and as_number
+    """One number each: integers, booleans, or floats, as Keras' layers cast them."""
+    return num_classes not in (AS_IS, 1) and holds_one_number(y)
 
 
 def dtype_of(leaf: Any) -> str:

@@ -17,6 +17,7 @@ from keras_mixavg.batch import (
     dtype_of,
     has_values,
     holds_class_numbers,
+    holds_one_number,
     is_float,
     map_heads,
     roles,
@@ -38,16 +39,16 @@ def checked_rate(rate: Any, name: str = "rate") -> float:
     return float(rate)
 
 
-def checked_rates(rate: Callable[[int], float], epochs: int) -> list[float]:
-    """The rate of each epoch, as far as it is known: a list ends somewhere."""
-    rates: list[float] = []
+def checked_rate_of(rate: Callable[[int], float], epoch: int) -> float:
+    """The rate of an epoch, as the function tells it."""
     try:
-        for epoch in range(epochs):
-            rates.append(checked_rate(rate(epoch), f"rate({epoch})"))
-    except LookupError:
-        if not rates:
-            raise
-    return rates
+        value = rate(epoch)
+    except Exception as error:
+        raise ValueError(
+            f"`rate` must be a function of any epoch. Received: rate({epoch}), which "
+            f"raised {type(error).__name__}: {error}. Have it return a float in [0, 1]."
+        ) from error
+    return checked_rate(value, f"rate({epoch})")
 
 
 def checked_classes(num_classes: Any) -> Any:
@@ -61,12 +62,13 @@ def checked_classes(num_classes: Any) -> Any:
     if (
         isinstance(num_classes, bool)
         or not isinstance(num_classes, numbers.Integral)
-        or num_classes < 2
+        or num_classes < 1
     ):
         raise ValueError(
-            "`num_classes` must be an integer of at least 2, or None for labels that "
-            "are one-hot already; for several heads a dict or a list of these. "
-            f"Received: num_classes={brief(num_classes)}"
+            "`num_classes` must be an integer of at least 2, None for labels that are "
+            "one-hot already, or 1 for single numbers to be averaged as they are; for "
+            "several heads a dict or a list of these. Received: "
+            f"num_classes={brief(num_classes)}"
         )
     return int(num_classes)
 
@@ -109,7 +111,8 @@ def warn_of_token_ids(batch: Any) -> bool:
     for key, kind in roles(batch).items():
         for leaf in keras.tree.flatten(batch[key]) if kind == "inputs" else ():
             dtype = dtype_of(leaf)
-            if "int" in dtype and dtype != "uint8" and len(leaf.shape) <= 3:
+            axes = 2 if "16" in dtype else 3  # pictures of 16 bits have three
+            if "int" in dtype and dtype != "uint8" and len(leaf.shape) <= axes:
                 warnings.warn(
                     f"MixAvg averages inputs of dtype {dtype} and shape "
                     f"{_shape(leaf)}, which look like token ids or categories. The "
@@ -178,7 +181,7 @@ def _check_heads(name: str, labels: Any, num_classes: Any) -> None:
     _check_structure(name, labels, num_classes)
     one_for_all = not isinstance(num_classes, (dict, list, tuple))
     leaves = keras.tree.flatten(labels)
-    numbers = [leaf for leaf in leaves if holds_class_numbers(leaf, num_classes)]
+    numbers = [leaf for leaf in leaves if holds_one_number(leaf)]
     if one_for_all and num_classes is not None and len(leaves) > 1 and numbers:
         raise ValueError(
             f"{name} has {len(leaves)} heads, one of shape {_shape(numbers[0])} and "
@@ -222,12 +225,20 @@ def _kind(labels: Any) -> str:
 def _check_labels(name: str, y: Any, num_classes: Any) -> None:
     if num_classes is AS_IS:
         return
+    if num_classes == 1 and holds_one_number(y):
+        return
     if holds_class_numbers(y, num_classes):
         if num_classes is None:
+            lone = is_float(dtype_of(y)) and len(y.shape) == 1
             raise ValueError(
-                f"{name} must have shape (batch, num_classes). Received: class "
-                f"numbers of shape {_shape(y)}. Pass `num_classes` to MixAvg, or "
-                "one-hot encode them with `keras.utils.to_categorical`."
+                f"{name} must have shape (batch, num_classes). Received: one number "
+                f"for each sample, shape {_shape(y)} and dtype={dtype_of(y)}. If they "
+                "are class numbers, pass `num_classes` to MixAvg or one-hot encode "
+                "them with `keras.utils.to_categorical`. If they are to be averaged as "
+                "they are, such as the labels 0 and 1 of a sigmoid, pass "
+                "`num_classes=1`; in a dict of several heads None for this one."
+                + " Batch the dataset before MixAvg if it is one sample's label."
+                * lone
             )
         dtype = dtype_of(y)
         if num_classes > EXACT_UP_TO.get(dtype, math.inf):
@@ -235,7 +246,7 @@ def _check_labels(name: str, y: Any, num_classes: Any) -> None:
                 f"{name} of dtype {dtype} cannot tell {num_classes} classes apart. "
                 "Pass integers, or cast nothing to that dtype before MixAvg."
             )
-        _check_range(name, y, num_classes)
+        _check_values(y, num_classes)
     elif len(y.shape) != 2:
         raise ValueError(
             f"{name} must have shape (batch, num_classes), or (batch,) or (batch, 1) "
@@ -249,30 +260,40 @@ def _check_labels(name: str, y: Any, num_classes: Any) -> None:
             f"shape {_shape(y)}. Set `num_classes` to {y.shape[1]} or encode them with "
             f"{num_classes} classes."
         )
+    else:
+        _check_values(y, None)
 
 
-def _check_range(name: str, y: Any, num_classes: int) -> None:
-    """Refuse class numbers outside [0, num_classes) where they are known already."""
+def _check_values(y: Any, num_classes: int | None) -> None:
+    """Refuse labels that are none where their values are known already."""
     if isinstance(y, keras.KerasTensor) or in_tf_graph() or not has_values(y):
         return
+    if num_classes is None and "int" not in dtype_of(y):
+        return
     values = OnHost.convert_to_tensor(y).astype("float64")
-    good = (values >= 0) & (values < num_classes) & (values % 1 == 0)
+    good = (values >= 0) & (values < (num_classes or 2)) & (values % 1 == 0)
     if not good.all():
-        raise ValueError(f"{_in_range(num_classes)}{values[~good][:10].tolist()}")
+        raise ValueError(f"{_expected(num_classes)}{values[~good][:10].tolist()}")
 
 
-def assert_class_numbers(y: Any, num_classes: int) -> None:
+def assert_values(y: Any, num_classes: int | None) -> None:
     """The same in a graph of TensorFlow, where they are known when it runs."""
     import tensorflow as tf
 
     number = tf.cast(y, "int64")
-    good = (number >= 0) & (number < num_classes)
-    if not y.dtype.is_integer:
+    good = (number >= 0) & (number < (num_classes or 2))
+    if y.dtype.is_floating:
         good &= tf.cast(number, y.dtype) == y
-    tf.debugging.Assert(tf.reduce_all(good), [_in_range(num_classes), y], summarize=10)
+    tf.debugging.Assert(tf.reduce_all(good), [_expected(num_classes), y], summarize=10)
 
 
-def _in_range(num_classes: int) -> str:
+def _expected(num_classes: int | None) -> str:
+    if num_classes is None:
+        return (
+            "`labels` of shape (batch, num_classes) and an integer dtype must be 0 or "
+            "1. One-hot encode class numbers at each position; cast soft labels and "
+            "quantities to float32. Received: labels="
+        )
     return (
         "`labels` must be whole numbers in [0, num_classes) = "
         f"[0, {num_classes}). Set `num_classes` to the largest label plus one, or "

@@ -1,55 +1,55 @@
-"""MixAvg on a `tf.data.Dataset`: a number beside each batch says which pairs it gets.
+"""The key of each batch of a `tf.data.Dataset`, which says what pairs it gets.
 
-The number is `epoch * 2**32 + batch`. Pairs are computed from it and the seed alone, so
-they are the same in any order, at any parallelism and in any process. No variable is
-needed: the dataset can be serialized, and its iterators can be saved.
+Pairs are computed from the key alone, so they are the same in any order, at any
+parallelism and in any process. Where no epoch is told, no variable is needed: the
+dataset can be serialized, and its iterators can be saved.
 """
 
-import functools
 import numbers
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from keras_mixavg import checks
+from keras_mixavg.batch import brief
+from keras_mixavg.current_epoch import ENDLESS, CurrentEpoch
+
 Tensor = Any
 Dataset = Any
 
-COUNTED = 1024  # the epochs that a dataset can count, and a rate can differ in
-BATCHES = 2**32  # of one epoch
+MANY_EPOCHS = 2**31 - 1
 AUTOTUNE = -1  # `tf.data.AUTOTUNE`, where TensorFlow is not imported yet
 
 
-def with_pairs(
-    dataset: Dataset,
-    average: Callable[[Any, Any], Any],
-    seed: int | None,
-    rate: float | list[float],
-    epoch: Any,
-) -> Dataset:
-    """Zip a dataset with numbers, and map `average(batch, draw)` over both.
+def with_keys(dataset: Dataset, seed: int | None, rate: Any, epoch: Any) -> Dataset:
+    """Elements `(batch, (key, rate))`, one for each batch of a dataset.
 
     Args:
         dataset: of batches.
-        average: called with a batch and a function that draws the partners of so many
-            samples, or None to average nothing.
-        seed: int, or None for pairs that differ in each iteration of each process.
-        rate: float, or a list: one for each epoch.
-        epoch: as of `MixAvg`'s call.
+        seed: int, or None for keys that differ in each run.
+        rate: float, or a function of the epoch.
+        epoch: as of `MixAvg`'s call. With None each iteration has other keys.
+
+    Returns:
+        A dataset of the same length. Each key is `(2,)` int64, each rate a float32.
     """
     import tensorflow as tf
 
-    if rate == 0:
-        whole = tf.data.Dataset.zip((dataset,))
-        return mapped(whole, lambda batch: average(batch, None))
-    streams = [dataset, _numbers(epoch)]
-    if seed is None:
-        streams.append(tf.data.Dataset.random(rerandomize_each_iteration=True))
+    if epoch is None:
+        _check_none_is_needed(rate)
+        rates = tf.data.Dataset.from_tensors(np.float32(rate)).repeat()
+        keyed = tf.data.Dataset.zip(_random_keys(seed), rates)
+    else:
+        keyed = _keys_of_epochs(seed, _epochs(dataset, rate, epoch))
+    return tf.data.Dataset.zip(dataset, keyed)
 
-    def averaged(batch: Any, number: Tensor, seed: Any = seed) -> Any:
-        seed = _as_int64(seed) if isinstance(seed, int) else seed
-        key = tf.stack([tf.cast(seed, "int64"), number])
-        return average(batch, lambda size: draw(key, size, _rate_of(rate, number)))
 
-    return mapped(tf.data.Dataset.zip(*streams), averaged)
+def wrapped(dataset: Dataset) -> Dataset:
+    """Elements `(batch,)`, so that a map gets a batch of any structure as one."""
+    import tensorflow as tf
+
+    return tf.data.Dataset.zip((dataset,))
 
 
 def mapped(
@@ -84,91 +84,126 @@ def draw(key: Tensor, size: Any, rate: Any) -> Tensor:
     return tf.ensure_shape(tf.where(chance < rate, partners, samples), samples.shape)
 
 
-def _numbers(epoch: Any) -> Dataset:
-    """The numbers of the batches of one epoch, or of the next one each time."""
+def _check_none_is_needed(rate: Any) -> None:
+    """Raise where the epoch must be told."""
     import tensorflow as tf
 
-    if isinstance(epoch, numbers.Integral) and epoch < 0:
+    if callable(rate):
         raise ValueError(
-            "`epoch` must be the number of an epoch, counted from 0, or an integer "
-            f"tensor that holds it. Received: epoch={epoch}"
+            "A `rate` that is a function of the epoch needs to be told the epoch, "
+            "which only `fit` knows. Received: epoch=None. Make a callback, epoch = "
+            "keras_mixavg.CurrentEpoch(), call the layer with it, data = "
+            "layer(dataset, epoch=epoch), and pass it to `fit`, "
+            "model.fit(data, callbacks=[epoch])."
         )
-    count = epoch is None or isinstance(epoch, numbers.Integral)
-    if epoch is None and not tf.executing_eagerly():
+    if not tf.executing_eagerly():
         raise ValueError(
-            "Inside a function of a dataset, such as that of `flat_map`, MixAvg cannot "
-            "count epochs. Received: epoch=None. Pass the epoch, an integer tensor: "
-            "layer(dataset, epoch=...)."
+            "Inside a function of a dataset, such as that of `flat_map`, MixAvg would "
+            "draw the same pairs each time. Received: epoch=None. Pass the epoch, an "
+            "integer tensor: layer(dataset, epoch=...)."
         )
-    if count and tf.executing_eagerly():
-        once, first, known = _one_number_each_time(), int(epoch or 0), _known()
-    else:
-        once, first, known = tf.data.Dataset.from_tensors(0), epoch, None
-
-    def of_one_epoch(number: Tensor) -> Dataset:
-        this = tf.cast(first, "int64")
-        if known is not None:
-            this += _iteration(number, known)
-        return tf.data.Dataset.range(this * BATCHES, (this + 1) * BATCHES)
-
-    endless = once.flat_map(tf.autograph.experimental.do_not_convert(of_one_epoch))
-    return endless.repeat()  # never does, but tells `zip` that it will not be short
 
 
-def _iteration(number: Tensor, known: Any) -> Tensor:
-    """How often `_one_number_each_time` was iterated before it gave `number`.
-
-    `tf.data` keeps no such count, but `rerandomize_each_iteration` gives another number
-    each time, always in the same order. So this looks up which one it is. An iteration
-    past the last that is known gets a number of its own, above all others.
-    """
+def _random_keys(seed: int | None) -> Dataset:
+    """Without end: other keys in each iteration, with a seed always in this order."""
     import tensorflow as tf
 
-    found = tf.equal(known, number)
-    unknown = COUNTED + number % 2**30
-    return tf.where(tf.reduce_any(found), tf.argmax(found), unknown)
-
-
-@functools.cache
-def _known() -> Any:
-    import tensorflow as tf
-
-    with tf.init_scope():
-        numbers = _one_number_each_time()
-        each_time = tf.data.Dataset.range(COUNTED).flat_map(
-            tf.autograph.experimental.do_not_convert(lambda _: numbers)
-        )
-        return next(iter(each_time.batch(COUNTED))).numpy()
-
-
-def _one_number_each_time() -> Dataset:
-    """`Dataset.random(..., rerandomize_each_iteration=True).take(1)` of fixed seeds.
-
-    By the operation, since the method would mix in TensorFlow's global seed.
-    """
-    import tensorflow as tf
-
-    random = tf.raw_ops.RandomDatasetV2(
-        seed=1,
-        seed2=2,
+    if seed is None:
+        random = tf.data.Dataset.random(rerandomize_each_iteration=True)
+        return random.batch(2, drop_remainder=True)
+    # By the operation, since the method would mix in TensorFlow's global seed.
+    variant = tf.raw_ops.RandomDatasetV2(
+        seed=_as_int64(seed),
+        seed2=1,  # two zeros would be no seed
         seed_generator=tf.raw_ops.DummySeedGenerator(),
         rerandomize_each_iteration=True,
         output_types=[tf.int64],
         output_shapes=[[]],
     )
-    return tf.data.experimental.from_variant(random, tf.TensorSpec((), "int64")).take(1)
+    random = tf.data.experimental.from_variant(variant, tf.TensorSpec((), "int64"))
+    return random.batch(2, drop_remainder=True)
 
 
-def _rate_of(rates: Any, number: Tensor) -> Any:
+def _keys_of_epochs(seed: int | None, epochs: Dataset) -> Dataset:
+    """`(key, rate)` of each batch, for elements `(epoch, rate, batches)`."""
     import tensorflow as tf
 
-    if not isinstance(rates, list):
-        return rates
-    epoch = number // BATCHES
-    message = f"`rate` is known for {len(rates)} epochs only. Received: epoch ="
-    known = tf.debugging.Assert(epoch < len(rates), [message, epoch])
-    with tf.control_dependencies([known]):
-        return tf.gather(tf.constant(rates, "float32"), epoch)
+    def of_one(epoch: Tensor, rate: Tensor, batches: Tensor) -> Dataset:
+        first = epoch * ENDLESS
+        return mapped(
+            tf.data.Dataset.range(first, first + batches),
+            lambda number: (tf.stack([_as_int64(seed or 0), number]), rate),
+            None,
+        )
+
+    keyed = epochs.flat_map(tf.autograph.experimental.do_not_convert(of_one))
+    keyed = keyed.repeat()  # never does, but tells `zip` that it will not be short
+    if seed is not None:
+        return keyed
+    both = tf.data.Dataset.zip(_random_keys(None), keyed)
+    return mapped(both, lambda key, same: (key, same[1]), None)
+
+
+def _epochs(dataset: Dataset, rate: Any, epoch: Any) -> Dataset:
+    """`(epoch, rate, batches)` of the epochs that an iteration goes through.
+
+    The epoch is read when the iteration begins.
+    """
+    import tensorflow as tf
+
+    begin = _iterations(dataset, rate, epoch)
+    one = tf.data.Dataset.from_tensors(0)
+
+    def from_the_first(_: Tensor) -> Dataset:
+        first, batches = begin()
+        epochs = tf.data.Dataset.range(first, MANY_EPOCHS)
+        return mapped(epochs, lambda e: (e, _rate_of(rate, e), batches), None)
+
+    return one.flat_map(tf.autograph.experimental.do_not_convert(from_the_first))
+
+
+def _iterations(
+    dataset: Dataset, rate: Any, epoch: Any
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A function for a graph: the first epoch of an iteration, and its batches."""
+    import tensorflow as tf
+
+    if isinstance(epoch, CurrentEpoch):
+        length = int(dataset.cardinality()) if tf.executing_eagerly() else -1
+        begin = epoch.iterations(length)
+
+        def told() -> tuple[np.int64, np.int64]:
+            first, batches, epochs = begin()
+            if callable(rate):
+                for number in range(first, epochs):
+                    checks.checked_rate_of(rate, number)
+            return np.int64(first), np.int64(batches)
+
+        def of_fit() -> tuple[Tensor, Tensor]:
+            first, batches = tf.numpy_function(told, [], ["int64", "int64"])
+            return tf.ensure_shape(first, ()), tf.ensure_shape(batches, ())
+
+        return of_fit
+    if isinstance(epoch, numbers.Number) or not hasattr(epoch, "dtype"):
+        raise ValueError(
+            "`epoch` must be a keras_mixavg.CurrentEpoch, which `fit` gets too, or an "
+            "integer tensor or variable that holds the epoch when an iteration begins. "
+            f"Received: epoch={brief(epoch)}. In a loop of your own assign the number "
+            "to tf.Variable(0)."
+        )
+    return lambda: (tf.cast(epoch, "int64"), tf.constant(ENDLESS, "int64"))
+
+
+def _rate_of(rate: Any, epoch: Tensor) -> Tensor:
+    import tensorflow as tf
+
+    if not callable(rate):
+        return tf.constant(rate, "float32")
+
+    def of_number(epoch: np.int64) -> np.float32:
+        return np.float32(checks.checked_rate_of(rate, int(epoch)))
+
+    return tf.ensure_shape(tf.numpy_function(of_number, [epoch], "float32"), ())
 
 
 def _as_int64(seed: int) -> int:

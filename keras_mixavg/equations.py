@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
-from keras import ops
+from keras import backend, ops
 
 from keras_mixavg import ridge
 
@@ -77,7 +77,8 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
         predictions: `(..., num_classes)`, of more than one class.
 
     Returns:
-        `(..., num_classes)`, a row of zeros for a number outside [0, num_classes).
+        `(..., num_classes)`, a row of zeros for a number outside [0, num_classes), and
+        of nan for one that is not whole.
 
     Example:
 
@@ -104,10 +105,16 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
 
 
 def _rows(numbers: Tensor, num_classes: int) -> Tensor:
-    """One-hot rows; zeros for a number that does not exist, which torch refuses."""
+    """One-hot rows. Zeros for a class that does not exist, which torch refuses; nan
+    for a number that is not whole, and so no class."""
     classes = ops.arange(num_classes, dtype="int32")
-    numbers = ops.expand_dims(ops.cast(numbers, "int32"), -1)
-    return ops.cast(ops.equal(numbers, classes), "float32")
+    whole = ops.cast(numbers, "int32")
+    rows = ops.cast(ops.equal(ops.expand_dims(whole, -1), classes), "float32")
+    dtype = backend.standardize_dtype(numbers.dtype)
+    if not backend.is_float_dtype(dtype):
+        return rows
+    is_whole = ops.equal(ops.cast(whole, dtype), numbers)
+    return ops.where(ops.expand_dims(is_whole, -1), rows, ops.full_like(rows, np.nan))
 
 
 def global_soft_labels(labels: Tensor, table: Tensor) -> Tensor:
@@ -261,8 +268,8 @@ def batch_evidence(
     return [
         evidence(labels, probabilities, weights),
         evidence(labels, labels, weights),
-        ops.ones(()),
-        ops.sum(ops.where(usable, 0.0, 1.0)),
+        ops.ones((), "float32"),
+        ops.sum(ops.cast(ops.logical_not(usable), "float32")),
     ]
 
 

@@ -44,6 +44,10 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     with an exception, this goes on until the next `fit`; Keras' `evaluate` and
     `test_on_batch` are plain at any time.
 
+    A subclass that overrides `call(y_true, y_pred)`, a focal loss for example, gets the
+    combined targets there and has to know nothing of the table; docs/recipes/losses.md
+    shows it.
+
     There is no `label_smoothing`: (5) smooths labels, by what has been learnt, and
     `val_loss` could not be compared with other runs. Labels that are smoothed
     beforehand may be passed. There is no `axis` either: the classes are on the last.
@@ -142,13 +146,22 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         if self.attached and getattr(given.shape, "rank", 0) is not None:
             self._check_metrics(tuple(given.shape), shape)
         self.seen_classes = shape[-1]
-        if self._uses_table(y_pred):  # first: torch changes the weights
+        if self._uses_table(y_pred):  # before the loss: torch may change the weights
             self._collect(self.table, y_true, y_pred, sample_weight, mask)
+            y_true = self.table.targets(ops.cast(y_true, self.dtype))
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        if self._uses_table(y_pred):
-            y_true = self.table.targets(y_true)
+        """Equation (6) of each sample, which a subclass may override.
+
+        Args:
+            y_true: the targets of equation (5), `(..., num_classes)`. Class numbers
+                are rows by now, and the global soft labels are in.
+            y_pred: as the loss is called with.
+
+        Returns:
+            `(...)`, the loss of each sample before weights and reduction.
+        """
         return equations.crossentropy(y_true, y_pred, self.from_logits)
 
     def _uses_table(self, y_pred: Tensor) -> bool:
@@ -295,18 +308,26 @@ def _check_weight(weight: Any, name: str) -> None:
 
 
 def _check_can_be_saved(function: Callable[[int], float]) -> None:
-    """Keras would tell, but only when a checkpoint of the model is due."""
+    """Keras would tell, but only when a checkpoint is due, or one is loaded."""
+    kind = function if hasattr(function, "__name__") else type(function)
+    names = {kind.__name__: kind}  # what a user may pass as `custom_objects`
+    reason: Exception | None = None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), keras.saving.custom_object_scope(names):
             warnings.simplefilter("ignore")  # Keras' word on lambdas comes in due time
-            json.dumps(keras.saving.serialize_keras_object(function))
+            saved = json.dumps(keras.saving.serialize_keras_object(function))
+            loaded = keras.saving.deserialize_keras_object(
+                json.loads(saved), safe_mode=False
+            )
     except Exception as error:
+        reason, loaded = error, None
+    if not callable(loaded):
         raise ValueError(
             "A callable `global_weight` is saved with the model, and this one cannot "
-            f"be. Received: global_weight={function!r}. Pass a function, or an object "
-            "with `get_config` whose class has the decorator "
-            "keras.saving.register_keras_serializable()."
-        ) from error
+            f"be saved and loaded. Received: global_weight={function!r}. Pass a "
+            "function, or an object whose class has `get_config`, `from_config` and "
+            "the decorator keras.saving.register_keras_serializable()."
+        ) from reason
 
 
 def _differ(size: int | None, other: int | None) -> bool:

@@ -13,7 +13,7 @@ from keras_mixavg import averaging, checks, datasets, equations
 from keras_mixavg import batch as batches
 from keras_mixavg._keras import DataLayer, in_tf_graph
 from keras_mixavg.arrays import Draws, OnHost, as_before, data_loader_worker
-from keras_mixavg.batch import dtype_of, has_values, holds_class_numbers, is_float
+from keras_mixavg.batch import AS_IS, dtype_of, has_values, holds_one_number, is_float
 
 Tensor = Any
 Rate = float | Callable[[int], float]
@@ -43,12 +43,13 @@ class MixAvg(DataLayer):
 
     Args:
         rate: float in [0, 1], the probability that a sample is averaged. 0.5 by
-            default, that is, about half of the batch stays as it is. On a dataset it
-            may be a function of the epoch, `epoch -> float`, asked for all epochs
-            when the dataset is made.
-        num_classes: int, needed for class numbers only: they are made one-hot. For
-            labels that are a dict (or a list), a dict (or a list) of these: None
-            for labels that are averaged as they are, such as regression targets.
+            default, that is, about half of the batch stays as it is. On a dataset
+            that is told the epoch it may be a function, `epoch -> float`.
+        num_classes: int, needed where labels are one number for each sample. Class
+            numbers are made one-hot. With 1 the numbers are averaged as they are, such
+            as the labels 0 and 1 of a sigmoid, or a regression target. For labels that
+            are a dict (or a list), a dict (or a list) of these, None for a head that
+            is averaged as it is.
         seed: optional int. With it every run has the same pairs, as docs/seeds.md says
             for each way to feed a model.
         **kwargs: `name`, `trainable` and `dtype` of `keras.layers.Layer`. The dtype
@@ -65,14 +66,16 @@ class MixAvg(DataLayer):
         rng: optional `numpy.random.Generator`, for a batch that is not in a graph: the
             pairs are drawn from it. It may also be the last positional argument, as
             `random_map` of `grain` passes it.
-        epoch: for a dataset: the epoch of its first iteration, 0 by default; each
-            iteration is one epoch more. Or an integer tensor or a `tf.Variable`: the
-            epoch is then what this holds when an iteration begins.
+        epoch: for a dataset, optional: who tells the epoch, from which the pairs and
+            the rate are then made. A `CurrentEpoch`, which `fit` gets too; or an
+            integer tensor or `tf.Variable`, of which an iteration takes the value that
+            it has when the iteration begins. Without it each iteration has other
+            pairs, in the same order in every run with a seed.
 
     Input shape:
         x: `(batch, ...)`, any rank, any batch size; a lone sample has no partner and
         stays as it is. y: `(batch,)` or `(batch, 1)` integers in `[0, num_classes)`
-        (or whole floats, which Keras' own layers turn them into), or
+        (or booleans, or whole floats, which Keras' own layers turn them into), or
         `(batch, num_classes)` one-hot, soft or multi-label. sample_weight:
         `(batch, ...)`.
 
@@ -84,9 +87,10 @@ class MixAvg(DataLayer):
 
     Raises:
         ValueError: for `rate` outside [0, 1], shapes that do not fit, labels outside
-            `[0, num_classes)` (inside a compiled `tf.data` map, where values are first
-            known at run time, `tf.errors.InvalidArgumentError`), a dict without
-            `images` or `labels`, or with boxes, keypoints or masks.
+            `[0, num_classes)`, integers of shape `(batch, num_classes)` other than 0
+            and 1 (inside a compiled `tf.data` map, where values are first known at run
+            time, `tf.errors.InvalidArgumentError`), a dict without `images` or
+            `labels`, or with boxes, keypoints or masks.
         TypeError: for string, ragged and sparse tensors.
 
     Example:
@@ -181,10 +185,7 @@ class MixAvg(DataLayer):
                 raise ValueError(RNG_IN_A_GRAPH)
             if rng is None and not self._are_ours(leaves):
                 rng = self._draws.next()
-            known = [leaf for leaf in leaves if leaf.shape[0] is not None]
-            leaf = (known or leaves)[0]
-            size = leaf.shape[0] if known else self.backend.shape(leaf)[0]
-            partners = self.draw(size, rng)
+            partners = self.draw(_size(inputs, self.backend), rng)
         return self._averaged(inputs, partners)
 
     def draw(self, batch_size: Any, rng: np.random.Generator | None = None) -> Tensor:
@@ -201,9 +202,9 @@ class MixAvg(DataLayer):
         if callable(self.rate):
             raise ValueError(
                 "A `rate` that is a function of the epoch needs to be told the epoch, "
-                "and a batch does not know it. Call the layer on the dataset: "
-                "dataset.apply(layer), or make a layer with a fixed `rate` for each "
-                "epoch."
+                "and a batch does not know it. Call the layer on the dataset, "
+                "layer(dataset, epoch=keras_mixavg.CurrentEpoch()), or make a layer "
+                "with a fixed `rate` for each epoch."
             )
         if rng is not None:
             xp: Any = np
@@ -238,7 +239,7 @@ class MixAvg(DataLayer):
             if role == "inputs":
                 keeps = dtype == "uint8" or is_float(dtype)
                 return keras.KerasTensor(shape, dtype if keeps else "float32")
-            if role == "labels" and holds_class_numbers(leaf, num_classes):
+            if role == "labels" and holds_one_number(leaf) and num_classes != AS_IS:
                 shape = (shape[0], num_classes)
             wide = dtype == "float64"
             return keras.KerasTensor(shape, "float64" if wide else "float32")
@@ -284,21 +285,20 @@ class MixAvg(DataLayer):
         self._warned = self._warned or checks.warn_of_token_ids(batch)
 
     def _of_dataset(self, dataset: Any, epoch: Any, training: bool = True) -> Any:
-        ops = type(self.backend)("tensorflow")
+        if not training or self.rate == 0:
+            return datasets.mapped(datasets.wrapped(dataset), self._mixed)
+        keyed = datasets.with_keys(dataset, self.seed, self.rate, epoch)
+        return datasets.mapped(keyed, self._mixed)
 
-        def average(batch: Any, draw: Callable[[Any], Tensor] | None) -> Any:
-            self._check(batch)
-            entries = batches.entries(batch)
-            leaves = keras.tree.flatten(entries)
-            sizes = [leaf.shape[0] for leaf in leaves if leaf.shape[0] is not None]
-            size = sizes[0] if sizes else ops.shape(leaves[0])[0]
-            partners = draw(size) if draw else None
-            return batches.merged(batch, self._averaged(entries, partners, ops))
-
-        rate: Any = self.rate if training else 0.0
-        if callable(rate):
-            rate = checks.checked_rates(rate, datasets.COUNTED)
-        return datasets.with_pairs(dataset, average, self.seed, rate, epoch)
+    def _mixed(self, batch: Any, key_and_rate: Any = None) -> Any:
+        """A batch of a dataset, with the pairs of its key."""
+        self._check(batch)
+        entries = batches.entries(batch)
+        ops, partners = type(self.backend)("tensorflow"), None
+        if key_and_rate is not None:
+            key, rate = key_and_rate
+            partners = datasets.draw(key, _size(entries, ops), rate)
+        return batches.merged(batch, self._averaged(entries, partners, ops))
 
     def _are_ours(self, leaves: list[Any]) -> bool:
         """Whether the backend computes them, rather than NumPy."""
@@ -329,6 +329,13 @@ def _copied(config: dict[str, Any], copy: Any) -> MixAvg:
     layer = MixAvg(**config)
     layer._draws.become(copy)
     return layer
+
+
+def _size(entries: Any, ops: Any) -> Any:
+    """The samples of a batch: an int, or a scalar tensor if that is not known."""
+    leaves = keras.tree.flatten(entries)
+    known = [leaf.shape[0] for leaf in leaves if leaf.shape[0] is not None]
+    return known[0] if known else ops.shape(leaves[0])[0]
 
 
 def _is_dataset(batch: Any) -> bool:

@@ -281,6 +281,8 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             # `skip_mismatch` comes back under the name that the model has for it.
             self._refused = False
             return
+        if not store.keys() and not self._serves_its_model():
+            return  # Keras visits the table of an earlier loss too, which no file has
         self._refused = True
         state = {OLD_NAMES.get(n, n): np.array(store[n]) for n in store.keys()}
         epoch = int(state.pop("epoch", -1))
@@ -302,6 +304,14 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             self._loaded = state
         else:
             self._assign(state)
+
+    def _serves_its_model(self) -> bool:
+        """Whether the loss that its model is compiled with now is still this one's."""
+        model = self.owner() if self.owner else None
+        losses = keras.tree.flatten(getattr(model, "loss", None))
+        return losses in ([], [None]) or any(
+            getattr(loss, "table", None) is self for loss in losses
+        )
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict:
         """Called by TensorFlow: what `tf.train.Checkpoint` saves, and no SavedModel."""

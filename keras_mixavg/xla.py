@@ -4,7 +4,6 @@ Gathering the partners and averaging are then one pass over the memory instead o
 and more. benchmarks/input_pipeline.py decided this.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +28,12 @@ def average(
     )
 
 
-@functools.cache
 def is_there() -> bool:
-    """Whether this TensorFlow has XLA for the CPU, which `tf.data` runs on."""
+    """Whether XLA compiles for the CPU, which `tf.data` runs on.
+
+    Tried anew for each graph: `tf.debugging.enable_check_numerics` adds operations that
+    XLA does not have.
+    """
     import tensorflow as tf
 
     try:

@@ -54,6 +54,16 @@ def use_callback(callback):
     return [callback.table, *model.get_weights()]
 
 
+def use_epoch(epoch):
+    """The pairs of its epoch 2."""
+    layer = keras_mixavg.MixAvg(lambda e: 0.3 * e, seed=5)
+    data = layer(tf.data.Dataset.from_tensors((X, Y)), epoch=epoch)
+    callbacks = keras.callbacks.CallbackList([epoch], epochs=3)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(2)
+    return arrays(list(data))
+
+
 def use_table(table):
     table.build(3)
     table.enable(0.5)
@@ -79,6 +89,7 @@ COMPONENTS = {
         lambda: keras_mixavg.GlobalSoftLabel(2.0, collect="all", fade_out=0.5),
         use_callback,
     ),
+    "CurrentEpoch": (lambda: keras_mixavg.CurrentEpoch(), use_epoch),
     "SoftLabelTable": (lambda: SoftLabelTable("all", name="table"), use_table),
 }
 

@@ -147,12 +147,13 @@ def test_unbatched_and_bad_datasets_are_refused_when_they_are_built():
     unbatched = batches().unbatch()
     with pytest.raises(ValueError, match=r"leading batch axis.*`dataset.batch\(...\)`"):
         unbatched.apply(make())
-    with pytest.raises(ValueError, match="Pass `num_classes` to MixAvg"):
+    with pytest.raises(ValueError, match="pass `num_classes` to MixAvg"):
         batches().apply(MixAvg())
     with pytest.raises(ValueError, match="`epoch` goes with a `tf.data.Dataset`"):
         make()(np.zeros(3), np.zeros(3, int), epoch=3)
-    with pytest.raises(ValueError, match="counted from 0.*Received: epoch=-1"):
-        make()(batches(), epoch=-1)
+    for epoch in (3, "3"):
+        with pytest.raises(ValueError, match="`epoch` must be a .*CurrentEpoch.*'?3"):
+            make()(batches(), epoch=epoch)
 
 
 def test_class_numbers_out_of_range_are_refused_when_it_runs():
@@ -218,53 +219,39 @@ def test_repeat_goes_on_to_the_next_epoch():
     assert_epochs_equal(list(repeated), [pairs(other) for _ in range(3)])
 
 
-def test_after_more_epochs_than_it_can_count_pairs_are_still_new(monkeypatch):
-    monkeypatch.setattr(datasets, "COUNTED", 3)
-    datasets._known.cache_clear()
-    try:
-        dataset = batches().apply(make())
-        assert_all_differ([pairs(dataset) for _ in range(6)])
-        counted = batches().apply(make(rate=lambda epoch: 0.5))
-        for _ in range(3):
-            pairs(counted)
-        with pytest.raises(tf.errors.InvalidArgumentError, match="for 3 epochs only"):
-            pairs(counted)
-    finally:
-        datasets._known.cache_clear()
-
-
 # --- Resuming -------------------------------------------------------------------------
 
 
-def test_a_dataset_may_start_at_any_epoch():
-    run = batches().apply(make())
-    run = [pairs(run) for _ in range(5)]
-    resumed = make()(batches(), epoch=3)
-    assert_epochs_equal([pairs(resumed) for _ in range(2)], run[3:])
-
-
-def test_a_variable_says_which_epoch_an_iteration_is():
-    run = batches().apply(make())
-    run = [pairs(run) for _ in range(3)]
+@pytest.fixture(scope="module")
+def told():
+    """The pairs of five epochs, each told by a variable."""
     epoch = tf.Variable(0, dtype="int64")
+    dataset = make()(batches(), epoch=epoch)
+    return [pairs(dataset) for e in range(5) if epoch.assign(e) is not None]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_a_variable_says_which_epoch_an_iteration_is(told, dtype):
+    assert_all_differ(told)
+    epoch = tf.Variable(0, dtype=dtype)
     dataset = make()(batches(), epoch=epoch)
     for number in (2, 2, 0, 1):
         epoch.assign(number)
-        np.testing.assert_array_equal(pairs(dataset), run[number])
+        np.testing.assert_array_equal(pairs(dataset), told[number])
+    without_seed = make(None)(batches(), epoch=epoch)
+    assert_all_differ([pairs(without_seed) for _ in range(3)])
 
 
 @pytest.mark.once
-def test_all_epochs_may_be_one_dataset():
-    run = batches().apply(make())
-    run = [pairs(run) for _ in range(5)]
+def test_all_epochs_may_be_one_dataset(told):
     layer = make()
     rest = tf.data.Dataset.range(2, 5).flat_map(lambda e: layer(batches(), epoch=e))
-    np.testing.assert_array_equal(pairs(rest), np.concatenate(run[2:]))
+    np.testing.assert_array_equal(pairs(rest), np.concatenate(told[2:]))
 
 
 def test_inside_a_function_the_epoch_must_be_said():
     layer = make()
-    with pytest.raises(ValueError, match="cannot count epochs.*Pass the epoch"):
+    with pytest.raises(ValueError, match="same pairs each time.*Pass the epoch"):
         tf.data.Dataset.range(3).flat_map(lambda e: layer(batches()))
 
 
@@ -287,7 +274,7 @@ def test_an_iterator_saved_amid_an_epoch_goes_on_with_the_same_pairs(tmp_path):
 
 def test_the_whole_dataset_can_be_serialized():
     for seed in (1, None):
-        dataset = batches().apply(make(seed, rate=lambda epoch: 0.5))
+        dataset = batches().apply(make(seed))
         graph = tf.raw_ops.DatasetToGraphV2(
             input_dataset=tf.data.experimental.to_variant(dataset),
             external_state_policy=2,  # fail
@@ -296,8 +283,8 @@ def test_the_whole_dataset_can_be_serialized():
 
 
 def go_on_in_a_new_process():
-    dataset = make()(batches(), epoch=2)
-    np.save("resumed.npy", [pairs(dataset) for _ in range(2)])
+    dataset, again = make()(batches(), epoch=tf.constant(2)), batches().apply(make())
+    np.save("resumed.npy", [pairs(dataset), pairs(again), pairs(again)])
 
     tf.config.experimental.enable_op_determinism()
 
@@ -311,55 +298,73 @@ def go_on_in_a_new_process():
 
 
 @pytest.mark.once
-def test_a_new_process_goes_on_pair_for_pair(tmp_path):
+def test_a_new_process_goes_on_pair_for_pair(tmp_path, told):
     """And op determinism, which is of a whole process, fixes a parallel map's pairs."""
     processes.run(go_on_in_a_new_process, folder=tmp_path)
     dataset = batches().apply(make())
-    run = [pairs(dataset) for _ in range(4)]
-    assert_epochs_equal(list(np.load(tmp_path / "resumed.npy")), run[2:])
+    run = [pairs(dataset) for _ in range(2)]
+    assert_epochs_equal(list(np.load(tmp_path / "resumed.npy")), [told[2], *run])
 
 
 # --- A rate that changes --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [0, 1])
-def test_the_rate_may_be_a_function_of_the_epoch(start):
-    layer = make(rate=lambda epoch: [1.0, 1.0, 0.0][min(epoch, 2)])
-    dataset = layer(batches(25), epoch=start)
-    whole = [np.sum(pairs(dataset) == 1.0) for _ in range(3)]
-    assert whole == [0, 0, SAMPLES, SAMPLES][start : start + 3]
+def shares(rate, epochs):
+    """The share of averaged samples in each of these epochs."""
+    epoch = tf.Variable(0)
+    dataset = make(rate=rate)(batches(25), epoch=epoch)
+    return [
+        np.mean(pairs(dataset).max(axis=1) < 1)
+        for e in epochs
+        if epoch.assign(e) is not None
+    ]
 
 
-def test_a_schedule_of_keras_may_be_the_rate(monkeypatch):
-    monkeypatch.setattr(datasets, "COUNTED", 8)  # each costs a millisecond or more
+def test_the_rate_may_be_a_function_of_any_epoch():
+    asked = []
+
+    def rate(epoch):
+        asked.append(epoch)
+        return 1.0 if epoch % 3 else 0.0
+
+    assert shares(rate, [0, 1, 3, 10_000, 2**31 - 3]) == [0, 1, 0, 1, 1]
+    assert asked == [0, 1, 3, 10_000, 2**31 - 3]  # no other is asked
+
+
+def test_a_schedule_of_keras_may_be_the_rate():
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
         [0, 1], [1.0, 0.5, 0.0]
     )
-    layer = make(rate=schedule)
-    dataset = layer(batches(25))
-    shares = [np.mean(pairs(dataset).max(axis=1) < 1) for _ in range(3)]
-    assert shares[0] == 1 and 0.2 < shares[1] < 0.8 and shares[2] == 0
-    copy = MixAvg.from_config(layer.get_config())
+    first, second, third = shares(schedule, range(3))
+    assert first == 1 and 0.2 < second < 0.8 and third == 0
+    copy = MixAvg.from_config(make(rate=schedule).get_config())
     assert copy.rate(0) == 1.0 and copy.rate(2) == 0.0
 
 
 def test_a_rate_of_the_epoch_is_refused_where_no_epoch_is_known():
     layer = make(rate=lambda epoch: 0.5)
     x, y = np.zeros(3, "float32"), np.arange(3)
-    for call in (lambda: layer(x, y), lambda: batches().map(layer)):
-        with pytest.raises(ValueError, match=r"needs to be told the epoch.*apply\("):
+    for call in (
+        lambda: layer(x, y),
+        lambda: batches().map(layer),
+        lambda: batches().apply(layer),
+    ):
+        with pytest.raises(ValueError, match="told the epoch.*CurrentEpoch()"):
             call()
     np.testing.assert_array_equal(layer(x, y, training=False)[1], np.eye(3, SAMPLES))
 
 
-def test_the_rate_of_every_epoch_is_checked_beforehand():
-    with pytest.raises(ValueError, match=r"`rate\(2\)` must be a float.*=1.5"):
-        batches().apply(make(rate=lambda epoch: [0.5, 1, 1.5][epoch]))
-    known = batches().apply(make(rate=[0.0, 0.5].__getitem__))
-    for _ in range(2):
-        pairs(known)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="for 2 epochs only"):
-        pairs(known)
+@pytest.mark.parametrize(
+    "rate, message",
+    [
+        (lambda epoch: 1.5, r"`rate\(1\)` must be a float.*=1.5"),
+        ([0.5].__getitem__, r"any epoch. Received: rate\(1\), which raised IndexError"),
+        (lambda epoch: next(iter(())), r"rate\(1\), which raised StopIteration"),
+    ],
+)
+def test_a_rate_that_is_none_is_refused(rate, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        shares(rate, [1])
 
 
 # --- tf.data service ------------------------------------------------------------------

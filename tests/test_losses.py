@@ -279,3 +279,40 @@ def test_the_config_keeps_every_argument(weight):
     )
     assert restored.get_config() == loss.get_config()
     assert restored.weight_at(3) == loss.weight_at(3)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class NoWayBack:
+    """Keras saves it, and cannot load it without `from_config`."""
+
+    def __call__(self, epoch):
+        return 0.5
+
+    def get_config(self):
+        return {}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class ThereAndBack(NoWayBack):
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def test_a_callable_weight_that_cannot_be_loaded_again_is_refused():
+    with pytest.raises(ValueError, match="cannot be saved and loaded.*`from_config`"):
+        SoftLabelCrossentropy(global_weight=NoWayBack())
+    loss = SoftLabelCrossentropy(global_weight=ThereAndBack())
+    copy = SoftLabelCrossentropy.from_config(loss.get_config())
+    assert copy.weight_at(3) == 0.5
+
+
+def test_a_function_that_a_user_must_name_when_loading_is_taken():
+    def weight(epoch):
+        return 0.25
+
+    class Weight(ThereAndBack):
+        pass
+
+    for kind in (weight, Weight(), lambda epoch: 0.5):
+        SoftLabelCrossentropy(global_weight=kind)

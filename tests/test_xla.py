@@ -89,9 +89,24 @@ def test_xla_is_told_to_be_missing_when_it_fails(monkeypatch):
     def fails(*args, **kwargs):
         raise tf.errors.UnimplementedError(None, None, "no XLA")
 
-    xla.is_there.cache_clear()
     monkeypatch.setattr(tf, "function", fails)
     assert not xla.is_there()
-    xla.is_there.cache_clear()
     monkeypatch.undo()
+    assert xla.is_there()
+
+
+def test_numbers_may_be_checked_from_any_moment_on():
+    """`enable_check_numerics` adds operations that XLA does not have."""
+    data = tf.data.Dataset.from_tensors((np.ones((4, 3), "float32"), np.arange(4)))
+    list(data.apply(MixAvg(num_classes=4)))
+    tf.debugging.enable_check_numerics()
+    try:
+        for mixed in (data.apply, data.map):
+            for x, _ in mixed(MixAvg(num_classes=4)):
+                np.testing.assert_array_equal(x, np.ones((4, 3)))
+        bad = data.map(lambda x, y: (tf.math.log(x - 2), y))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+            list(bad.apply(MixAvg(num_classes=4)))
+    finally:
+        tf.debugging.disable_check_numerics()
     assert xla.is_there()

@@ -1,0 +1,97 @@
+"""Every floatx and policy: the loss is Keras' own, the table that of float64."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
+from keras_mixavg.soft_label_table import SoftLabelTable
+
+BACKEND = keras.backend.backend()
+ERROR = {"float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-6, "float32": 1e-5}
+X = np.random.default_rng(0).normal(size=(12, 3))
+ROWS = np.eye(4)[np.arange(12) % 4]
+PAIRS = (ROWS + np.roll(ROWS, 1, axis=0)) / 2
+
+
+@pytest.fixture
+def floatx(request):
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
+    if BACKEND == "jax" and request.param == "float64":
+        pytest.skip("JAX has float64 only when asked")
+    keras.config.set_floatx(request.param)
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_floatx(before)
+    keras.config.set_dtype_policy(policy)
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+FLOATX = pytest.mark.parametrize(
+    "floatx", ["float16", "bfloat16", "float64"], indirect=True
+)
+
+
+def trained(loss, callbacks, dtype, epochs=2):
+    """A model whose kernel stays what it is, and the losses of its epochs."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype=dtype)])
+    model.set_weights([np.eye(3, 4), np.zeros(4)])
+    model.compile(keras.optimizers.SGD(0.0), loss, metrics=[SoftLabelAccuracy()])
+    x, y = X.astype(keras.config.floatx()), PAIRS.astype(keras.config.floatx())
+    history = model.fit(
+        x, y, batch_size=6, epochs=epochs, callbacks=callbacks, verbose=0, shuffle=False
+    )
+    return model, history.history["loss"]
+
+
+def assert_right(dtype):
+    loss = SoftLabelCrossentropy(from_logits=True)
+    callback = GlobalSoftLabel(fade_out=0, collect="all")
+    _, losses = trained(loss, [callback], dtype)
+    _, own = trained(keras.losses.CategoricalCrossentropy(from_logits=True), [], dtype)
+    assert losses[0] == own[0] and losses[1] != own[1]
+    logits = X @ np.eye(3, 4)
+    table = np.eye(4)
+    for _ in range(2):
+        gram = PAIRS.T @ PAIRS
+        k = 1 + 1e-6 * np.trace(gram) / 4
+        table = np.linalg.solve(
+            gram + k * np.eye(4), PAIRS.T @ softmax(logits) + k * table
+        )
+        table = np.maximum(table, 0)
+        table /= table.sum(axis=1, keepdims=True)
+    assert callback.table.dtype == "float32"
+    np.testing.assert_allclose(callback.table, table, atol=ERROR[dtype.split("_")[-1]])
+
+
+@FLOATX
+def test_the_loss_is_that_of_keras_and_the_table_that_of_float64(floatx):
+    assert_right(floatx)
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["", "mixed_"])
+def test_policies_of_half_precision_train_the_table_too(half, kind):
+    assert_right(kind + half)
+
+
+@FLOATX
+def test_counters_are_float32_and_count_beyond_half_precision(floatx):
+    table = SoftLabelTable()
+    table.build(2)
+    table.enable(0.5)
+    labels = np.full((70_001, 2), np.nan, "float32")
+    table.add_batch(labels, labels, np.ones(70_001, "float32"))
+    good = np.tile(np.eye(2, dtype="float32"), (35_000, 1))
+    table.add_batch(good, good, np.ones(70_000, "float32"))
+    variables = (table.in_use, table.cross, table.gram, table.steps, table.left_out)
+    assert {variable.dtype for variable in variables} == {"float32"}
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(table.gram), 35_000 * np.eye(2)
+    )
+    assert float(table.steps.numpy()) == 2
+    assert table.end_epoch(1.0) == 70_001
