@@ -288,9 +288,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                 for statistic, value in table.statistics().items():
                     logs[prefix + statistic] = value
         self._weights = {}
-        self._done = epoch + 1
-        if self.fade_on_stop and math.isfinite((logs or {}).get("loss", 0.0)):
-            self._fade_before_the_stop(self._done)
+        finite = math.isfinite((logs or {}).get("loss", 0.0))
+        self._done = epoch + 1 if finite else None  # nothing to fade out after NaN
+        if self.fade_on_stop and finite:
+            self._fade_before_the_stop(epoch + 1)
 
     def _fade_before_the_stop(self, done: int) -> None:
         end = self._fading_ends()
