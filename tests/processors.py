@@ -35,7 +35,7 @@ SETTINGS = {
     "all instructions, all cores for each operation": {},
     "AVX2": limited("AVX2", "AVX2", "Haswell", "avx2", wide),
     "SSE 4": limited("SSE41", "SSE4_2", "Nehalem", "default", found),
-    "without oneDNN, on one core": {"TF_ENABLE_ONEDNN_OPTS": "0"},
+    "one core, and TensorFlow without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
 }
 
 
