@@ -294,6 +294,7 @@ def test_a_checkpoint_of_tensorflow_keeps_the_table(
 
 
 @pytest.mark.one_backend
+@pytest.mark.filterwarnings("ignore:Training ended after epoch")
 def test_early_stopping_restores_the_best_weights_beside_the_last_table(batches):
     tables = []
 
