@@ -167,6 +167,29 @@ def test_steps_per_execution_on_two_devices(one):
     assert_close(two[1].get_weights()[0], one[1].get_weights()[0], trained=True)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras' ModelParallel is of JAX")
+@pytest.mark.parametrize("sharding", [("model", None), (None, "model")])
+def test_a_table_that_is_spread_over_two_devices(one, sharding):
+    """By its rows or columns, with N and M, and with the kernel that goes with it."""
+    devices = keras.distribution.list_devices("cpu")[:2]
+    mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout["dense.*kernel"] = (None, "model")
+    layout["soft_label_table/(table|cross|gram)"] = sharding
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch")
+    )
+    try:
+        two = train()
+        table = two[1].loss.table
+        for variable in (table.table, table.cross, table.gram):
+            shapes = {shard.data.shape for shard in variable.value.addressable_shards}
+            assert shapes == {tuple(CLASSES // (2 if axis else 1) for axis in sharding)}
+        assert_same_as_on_one_device(two, one)
+    finally:
+        keras.distribution.set_distribution(None)
+
+
 @pytest.mark.once
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX refuses such a batch")
 def test_a_last_batch_that_does_not_split_evenly_counts_fully_in_the_table():
