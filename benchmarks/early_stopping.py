@@ -29,18 +29,6 @@ SETTINGS = {"right labels": 0.0, "a fifth of the labels wrong": 0.2}
 COMMAND = "python benchmarks/early_stopping.py"
 
 
-class FollowsLearningRate(GlobalSoftLabel):
-    """The weight is in proportion to the learning rate."""
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        self.first = float(self.model.optimizer.learning_rate)
-
-    def _weight(self, loss, epoch):
-        share = float(self.model.optimizer.learning_rate) / self.first
-        return loss.weight_at(epoch) * share
-
-
 def stopping(**arguments):
     return keras.callbacks.EarlyStopping(
         patience=PATIENCE, restore_best_weights=True, **arguments
@@ -51,15 +39,25 @@ def plateau():
     return keras.callbacks.ReduceLROnPlateau(factor=0.3, patience=4)
 
 
+FOLLOWS = '`fade_out="learning_rate"`, plateau, stopped'
 # By name: whether on pairs, and the callbacks of its one or two fits.
 WAYS = {
-    "defaults, stopped": (True, [lambda: [GlobalSoftLabel(), stopping()]]),
-    "`fade_on_stop=True`": (
-        True,
-        [lambda: [stopping(), GlobalSoftLabel(fade_on_stop=True)]],
-    ),
     "plain training, stopped": (False, [lambda: [stopping()]]),
+    "plain training, plateau, stopped": (False, [lambda: [plateau(), stopping()]]),
     "averaged pairs, stopped": (True, [lambda: [stopping()]]),
+    "defaults, stopped": (True, [lambda: [GlobalSoftLabel(), stopping()]]),
+    "defaults, plateau, stopped": (
+        True,
+        [lambda: [GlobalSoftLabel(), plateau(), stopping()]],
+    ),
+    FOLLOWS: (
+        True,
+        [lambda: [GlobalSoftLabel(fade_out="learning_rate"), plateau(), stopping()]],
+    ),
+    "`fade_out=1`, stopped": (
+        True,
+        [lambda: [GlobalSoftLabel(fade_out=1), stopping()]],
+    ),
     "a second fit of 20 epochs, `fade_out=1`": (
         True,
         [
@@ -67,30 +65,8 @@ WAYS = {
             lambda: [GlobalSoftLabel(fade_out=1)],
         ],
     ),
-    "`fade_out=1`, stopped": (
-        True,
-        [lambda: [GlobalSoftLabel(fade_out=1), stopping()]],
-    ),
-    "weight follows the learning rate, plateau, stopped": (
-        True,
-        [lambda: [FollowsLearningRate(fade_out=0), plateau(), stopping()]],
-    ),
     "defaults, all epochs": (True, [lambda: [GlobalSoftLabel()]]),
-    "defaults, plateau, stopped": (
-        True,
-        [lambda: [GlobalSoftLabel(), plateau(), stopping()]],
-    ),
-    "`fade_on_stop=True`, plateau": (
-        True,
-        [lambda: [plateau(), stopping(), GlobalSoftLabel(fade_on_stop=True)]],
-    ),
-    "plain training, plateau, stopped": (False, [lambda: [plateau(), stopping()]]),
     "plain training, all epochs": (False, [lambda: []]),
-    "averaged pairs, all epochs": (True, [lambda: []]),
-    "only epochs from 70 on count": (
-        True,
-        [lambda: [GlobalSoftLabel(), stopping(start_from_epoch=70)]],
-    ),
 }
 LENGTHS = (EPOCHS, 20)  # of a first and of a second fit
 

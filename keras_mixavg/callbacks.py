@@ -26,6 +26,7 @@ from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 
 COLLECT = ("correct", "all")
 FADE_OUT = 0.3
+LEARNING_RATE = "learning_rate"
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -46,10 +47,11 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     prediction, label or sample weight that is not finite, with a negative weight, or
     with a class number that does not exist are left out, with a warning an epoch.
 
-    Put it after `EarlyStopping`, see docs/early_stopping.md, and before `CSVLogger` and
-    others that read the logs at the epoch's end. docs/metrics.md says what it logs, and
-    which metrics go with it. A loop of your own calls its hooks through a
-    `keras.callbacks.CallbackList`, as docs/own_loops.md shows.
+    Put it before `CSVLogger` and others that read the logs at the epoch's end.
+    docs/metrics.md says what it logs, and which metrics go with it;
+    docs/early_stopping.md, what to do where training may stop early. A loop of your own
+    calls its hooks through a `keras.callbacks.CallbackList`, as docs/own_loops.md
+    shows.
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX) for
     the idea, "Delving Deep into Label Smoothing" (arXiv 2011.12562) for class-wise
@@ -64,13 +66,11 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             which the weight of the global soft labels falls linearly to 0. Epoch e
             (from 0) of E has `global_weight * min(1, (E - e) / (fade_out * E))`. E is
             `epochs` of `fit`, so a run resumed with `initial_epoch` has the weights of
-            one that was never interrupted. 0.3 by default; 0 never fades. Where
+            one that was never interrupted. 0.3 by default; 0 never fades.
+            `"learning_rate"`, for training that may stop early: the weight is in
+            proportion to the optimizer's learning rate when an epoch begins, and full
+            at the highest one of this `fit` so far, as with `ReduceLROnPlateau`. Where
             `global_weight` is a callable it alone decides, and only 0 may be given.
-        fade_on_stop: what to do if another callback, such as `EarlyStopping`, stops
-            training before the weight has faded. False, the default, stops, and warns
-            that it has not. True trains on for as many epochs as make the fade the last
-            `fade_out` of all, 0.3 / 0.7 of those so far by default, but for no more
-            than `epochs` of `fit`. Put this callback after the one that stops.
 
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.
@@ -81,9 +81,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         ValueError: for bad arguments; when training starts, if the model is not
             compiled with a `SoftLabelCrossentropy`, or with the same one for several
             outputs or one that has trained another model, with two of these
-            callbacks, if `fade_out` or `fade_on_stop` is given where `global_weight` is
-            a callable or the number of epochs unknown, or if, on JAX, a `metrics`
-            property of the model's own hides the table from Keras.
+            callbacks, if `fade_out` is given where `global_weight` is a callable or
+            the number of epochs or the learning rate unknown, or if, on JAX, a
+            `metrics` property of the model's own hides the table from Keras.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -101,9 +101,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self,
         prior_count: float = 1.0,
         collect: str = "correct",
-        fade_out: float | None = None,
-        *,
-        fade_on_stop: bool = False,
+        fade_out: float | str | None = None,
     ) -> None:
         super().__init__()
         if (
@@ -120,23 +118,19 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             raise ValueError(
                 f"`collect` must be one of {COLLECT}. Received: collect={collect!r}"
             )
-        if fade_out is not None and (
+        if fade_out not in (None, LEARNING_RATE) and (
             not isinstance(fade_out, numbers.Real) or not 0 <= fade_out <= 1
         ):
             raise ValueError(
                 "`fade_out` must be a float in [0, 1], the share of the epochs over "
-                f"which the weight falls to 0. Received: fade_out={fade_out!r}"
-            )
-        if fade_on_stop and fade_out == 0:
-            raise ValueError(
-                "`fade_on_stop` needs a `fade_out` above 0. Received: fade_out=0, "
-                "fade_on_stop=True. Leave one of the two out."
+                f'which the weight falls to 0, or "{LEARNING_RATE}", in proportion to '
+                f"which it falls. Received: fade_out={fade_out!r}"
             )
         self.prior_count: float = float(prior_count)
         self.collect: str = collect
-        self.fade_out: float | None = None if fade_out is None else float(fade_out)
-        self.fade_on_stop: bool = bool(fade_on_stop)
-        self._epochs: int | None = None  # of the running `fit`; fewer after a stop
+        self.fade_out: float | str | None = fade_out
+        self._epochs: int | None = None  # of the running `fit`
+        self._highest_rate: float = 0.0  # of learning, in this training
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
         self._weights: dict[str, float] = {}  # of the running epoch, else empty
@@ -144,7 +138,6 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._iterations: int | None = None  # of the optimizer, when it began
         self._told: set[str] = set()  # what has been said in this training
         self._done: int | None = None  # epochs, in this training
-        self._put_off: bool = False  # a stop, until the weight has faded out
 
     @property
     def table(self) -> Any:
@@ -192,7 +185,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._tables = {name: loss.table for name, loss in self._losses.items()}
         self._weights = {}
         self._told = set()
-        self._done, self._put_off = None, False
+        self._done, self._highest_rate = None, 0.0
         forget_other_tables(model, list(self._tables.values()))
         for name, table in self._tables.items():
             claim(model, self._losses[name])
@@ -203,37 +196,52 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         evaluates_without(model, self._tables.values())
 
     def _check_fade_out(self) -> None:
-        if not self.fade_out and not self.fade_on_stop:
+        if not self.fade_out:
             return
-        given = f"fade_out={self.fade_out}"
-        if self.fade_on_stop:
-            given += ", fade_on_stop=True"
+        given = f"Received: fade_out={self.fade_out!r}."
         if any(callable(loss.global_weight) for loss in self._losses.values()):
             raise ValueError(
                 "Either `fade_out` of GlobalSoftLabel or a callable `global_weight` of "
                 "SoftLabelCrossentropy decides how the weight falls, not both. "
-                f"Received: {given}. Leave it out."
+                f"{given} Leave it out."
             )
-        if self._epochs is None:
+        if self.fade_out == LEARNING_RATE:
+            if self.model.optimizer is None:
+                raise ValueError(
+                    "The weight cannot follow the learning rate of a model without an "
+                    f"optimizer. {given} Compile the model with one, or pass a "
+                    "`fade_out` in [0, 1]."
+                )
+            self._share_of_rate()  # a backup may be restored after this
+        elif self._epochs is None:
             raise ValueError(
                 "`fade_out` needs the number of epochs, and this loop does not give "
-                f"it. Received: {given}. Pass it: "
-                "keras.callbacks.CallbackList(..., epochs=...)."
+                f"it. {given} Pass it: keras.callbacks.CallbackList(..., epochs=...)."
             )
-
-    @property
-    def _fade_share(self) -> float:
-        return FADE_OUT if self.fade_out is None else self.fade_out
 
     def _weight(self, loss: SoftLabelCrossentropy, epoch: int) -> float:
         weight = loss.weight_at(epoch)
-        if callable(loss.global_weight) or self._epochs is None:
+        if callable(loss.global_weight):
+            return weight
+        if self.fade_out == LEARNING_RATE:
+            return weight * self._share_of_rate()
+        if self._epochs is None:
             return weight
         return weight * equations.fading(epoch, self._epochs, self._fade_share)
 
+    @property
+    def _fade_share(self) -> float:
+        return FADE_OUT if self.fade_out is None else float(self.fade_out)
+
+    def _share_of_rate(self) -> float:
+        """The learning rate as a share of the highest one in this training."""
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        self._highest_rate = max(self._highest_rate, rate)
+        return rate / self._highest_rate if self._highest_rate else 1.0
+
     def _fading_ends(self) -> int | None:
-        """After how many epochs the weight has faded out; None if it does not fade."""
-        fades = self._fade_share > 0 and any(
+        """After how many epochs the weight has faded out; None if that is not told."""
+        fades = self.fade_out not in (0, LEARNING_RATE) and any(
             not callable(loss.global_weight) and loss.global_weight > 0
             for loss in self._losses.values()
         )
@@ -290,18 +298,6 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._weights = {}
         finite = math.isfinite((logs or {}).get("loss", 0.0))
         self._done = epoch + 1 if finite else None  # nothing to fade out after NaN
-        if self.fade_on_stop and finite:
-            self._fade_before_the_stop(epoch + 1)
-
-    def _fade_before_the_stop(self, done: int) -> None:
-        end = self._fading_ends()
-        if end is None:
-            return
-        if self._put_off:
-            self.model.stop_training = done >= end
-        elif self.model.stop_training and done < end:
-            self._epochs = equations.epochs_with_fading(done, end, self._fade_share)
-            self._put_off, self.model.stop_training = True, False
 
     def _optimizer_iterations(self) -> int | None:
         optimizer = self.model.optimizer
@@ -332,7 +328,6 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             "prior_count": self.prior_count,
             "collect": self.collect,
             "fade_out": self.fade_out,
-            "fade_on_stop": self.fade_on_stop,
         }
 
     @classmethod

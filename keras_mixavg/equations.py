@@ -4,7 +4,6 @@
 made of plain operators run on NumPy arrays and on the tensors of every backend.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -168,24 +167,6 @@ def fading(epoch: int, epochs: int, fade_out: float) -> float:
     if fade_out == 0:
         return 1.0
     return min(1.0, max(0.0, (epochs - epoch) / (fade_out * epochs)))
-
-
-def epochs_with_fading(done: int, epochs: int, fade_out: float) -> int:
-    """After how many epochs to end if a fade of the weight is to start now.
-
-    Args:
-        done: int, how many epochs there have been, all with the full weight.
-        epochs: int, at most how many there may be.
-        fade_out: float in (0, 1], the share of all that the fade is to take.
-
-    Example:
-
-    >>> epochs_with_fading(42, 100, 0.3)  # 18 are 30 % of 60
-    60
-    """
-    if fade_out == 1:
-        return epochs
-    return min(epochs, math.ceil(done / (1.0 - fade_out) - 1e-9))
 
 
 def crossentropy(goals: Tensor, predictions: Tensor, from_logits: bool) -> Tensor:

@@ -65,14 +65,12 @@ def not_faded(told: set[str], done: int, epochs: int, fade_out: float) -> None:
         return
     told.add("not faded")
     weight = equations.fading(done - 1, epochs, fade_out)
-    more = equations.epochs_with_fading(done, epochs, fade_out) - done
     warnings.warn(
         f"Training ended after epoch {done} of {epochs}, where the global soft labels "
         f"still had {weight:.0%} of their weight, so the network is underconfident. "
-        "Fade them out with a second fit, model.fit(..., "
-        f"epochs={more}, callbacks=[GlobalSoftLabel(fade_out=1.0)]). Or train with "
-        "callbacks=[keras.callbacks.EarlyStopping(...), "
-        "GlobalSoftLabel(fade_on_stop=True)], in this order, which does it by itself. "
-        "`fade_out=0` keeps the weight, without this warning.",
+        "Have the weight follow the learning rate, callbacks=["
+        "keras.callbacks.ReduceLROnPlateau(...), keras.callbacks.EarlyStopping(...), "
+        'GlobalSoftLabel(fade_out="learning_rate")], or fit a temperature on held-out '
+        "images. `fade_out=0` keeps the weight, without this warning.",
         stacklevel=3,
     )

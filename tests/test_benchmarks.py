@@ -410,6 +410,6 @@ def test_the_table_of_early_stopping_has_means_and_deviations_of_each_way():
 
 
 def test_a_way_of_early_stopping_trains_and_is_scored():
-    run = early_stopping.run("`fade_on_stop=True`", seed=0, wrong=0.2, epochs=2)
+    run = early_stopping.run(early_stopping.FOLLOWS, seed=0, wrong=0.2, epochs=2)
     assert run["epochs"] == 2
     assert 0 < run["scaled_nll"] <= run["nll"] + 0.1 and 0 <= run["accuracy"] <= 1

@@ -574,7 +574,10 @@ def test_the_table_is_a_copy(batches, kernel):
         ({"prior_count": float("nan")}, "`prior_count` must be a finite.*=nan"),
         ({"prior_count": "some"}, "`prior_count` must be a finite float.*'some'"),
         ({"fade_out": 1.5}, r"`fade_out` must be a float in \[0, 1\].*fade_out=1.5"),
-        ({"fade_out": "late"}, "`fade_out` must be a float in.*fade_out='late'"),
+        (
+            {"fade_out": "late"},
+            "`fade_out` must be .*or .learning_rate.*fade_out='late'",
+        ),
         ({"collect": "best"}, r"`collect` must be one of \('correct', 'all'\).*'best'"),
     ],
 )

@@ -56,8 +56,8 @@ def epochs_of(callbacks, epochs, weight=0.5, logs=None, initial_epoch=0):
 
 def test_an_end_before_the_weight_has_faded_is_said_once_with_what_to_do():
     message = (
-        "after epoch 4 of 10, .* 100% of their weight.*epochs=2, callbacks="
-        r"\[GlobalSoftLabel\(fade_out=1.0\)\].*GlobalSoftLabel\(fade_on_stop=True\)"
+        "after epoch 4 of 10, .* 100% of their weight.*ReduceLROnPlateau.*"
+        r'GlobalSoftLabel\(fade_out="learning_rate"\)\], or fit a temperature'
     )
     with pytest.warns(UserWarning, match=message) as warned:
         epochs_of([GlobalSoftLabel(), Stop(4)], 10)
@@ -70,7 +70,8 @@ def test_an_end_as_planned_is_not_remarked_upon():
     """Any warning is an error here."""
     assert epochs_of([GlobalSoftLabel()], 4) == 4
     assert epochs_of([GlobalSoftLabel()], 1) == 1
-    assert epochs_of([GlobalSoftLabel(fade_out=0), Stop(2)], 9) == 2
+    for fade_out in (0, "learning_rate"):
+        assert epochs_of([GlobalSoftLabel(fade_out=fade_out), Stop(2)], 9) == 2
     for weight in (0.0, lambda epoch: 0.5):
         assert epochs_of([GlobalSoftLabel(), Stop(2)], 9, weight) == 2
     for epoch in range(3):  # an epoch at a time
@@ -78,64 +79,72 @@ def test_an_end_as_planned_is_not_remarked_upon():
     epochs_of([GlobalSoftLabel()], 3, initial_epoch=3)  # no epoch at all
 
 
-@pytest.mark.parametrize(
-    "stop, epochs, total",
-    [(7, 100, 10), (2, 9, 3), (1, 100, 2), (7, 9, 9), (9, 10, 10), (10, 10, 10)],
-)
-def test_a_stop_is_put_off_until_the_weight_has_faded(stop, epochs, total):
-    """The weights are those of a training that was to have so many epochs."""
-    weights, planned = Weights(), Weights()
-    callbacks = [Stop(stop), GlobalSoftLabel(fade_on_stop=True), weights]
-    assert epochs_of(callbacks, epochs) == total
-    epochs_of([GlobalSoftLabel(), planned], total)
-    assert weights.seen == planned.seen
+class SetRate(keras.callbacks.Callback):
+    """The learning rate of each epoch, set when the one before it ends."""
+
+    def __init__(self, rates):
+        super().__init__()
+        self.rates = rates
+
+    def on_train_begin(self, logs=None):
+        self.model.optimizer.learning_rate = self.rates[0]
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = self.rates[epoch + 1]
 
 
-def test_the_weight_falls_from_the_stop_on():
+def test_the_weight_follows_the_learning_rate_and_is_full_at_the_highest():
+    """A warm-up has the full weight; another training starts anew."""
     weights = Weights()
-    callback = GlobalSoftLabel(fade_out=0.5, fade_on_stop=True)
-    for _ in range(2):  # the second training starts anew
-        epochs_of([Stop(4), callback, weights], 50)
-        expected = [1, 1, 1, 1, 1, 3 / 4, 1 / 2, 1 / 4]
-        np.testing.assert_allclose(weights.seen, expected, rtol=1e-12)
+    callback = GlobalSoftLabel(fade_out="learning_rate")
+    for peak in (0.4, 0.1):
+        rates = [peak / 2, peak, peak / 4, peak / 2, peak / 8, 0.0]
+        epochs_of([SetRate(rates), callback, weights], 5)
+        np.testing.assert_allclose(weights.seen, [1, 1, 1 / 4, 1 / 2, 1 / 8], rtol=1e-6)
 
 
-def test_a_weight_that_falls_from_the_first_epoch_on_falls_as_planned():
-    weights = Weights()
-    callback = GlobalSoftLabel(fade_out=1.0, fade_on_stop=True)
-    epochs_of([Stop(1), callback, weights], 4)
-    np.testing.assert_allclose(weights.seen, [1, 3 / 4, 1 / 2, 1 / 4], rtol=1e-12)
-
-
-def test_early_stopping_restores_the_best_weights_of_all_epochs(rng):
-    batches = averaged_batches(rng)
-    x, y, _ = batches[0]
-    stopping = keras.callbacks.EarlyStopping(
-        patience=1, min_delta=0.1, restore_best_weights=True
+def test_the_weight_follows_a_schedule(rng):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [3, 6], [0.4, 0.2, 0.0]
     )
-    model = compiled_model(0.3 * rng.normal(size=(FEATURES, CLASSES)))
-    callbacks = [stopping, GlobalSoftLabel(fade_on_stop=True)]
-    history = fit(model, batches, 60, callbacks, validation_data=(x, y)).history
-    assert stopping.stopped_epoch < len(history["loss"]) < 60
-    assert stopping.best_epoch < len(history["loss"])
-    best = history["val_loss"][stopping.best_epoch]
-    assert model.evaluate(x, y, verbose=0) == pytest.approx(best, rel=1e-6)
+    model = linear_model(np.zeros((FEATURES, CLASSES)))
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(schedule), loss, run_eagerly=EAGERLY)
+    weights = Weights()
+    callbacks = [GlobalSoftLabel(fade_out="learning_rate"), weights]
+    batches = averaged_batches(rng, sizes=(8, 8, 8, 8))
+    fit(model, batches, 3, callbacks)
+    # Epochs begin with steps 0, 4 and 8.
+    np.testing.assert_allclose(weights.seen, [1, 0.5, 0], rtol=1e-6)
 
 
-def test_a_callback_that_stops_comes_before():
-    callbacks = [GlobalSoftLabel(fade_on_stop=True), Stop(4)]
-    with pytest.warns(UserWarning, match="fade_on_stop=True.*, in this order"):
-        assert epochs_of(callbacks, 10) == 4
+def test_a_plateau_fades_the_weight_and_early_stopping_needs_no_warning(rng):
+    weights, model = Weights(), compiled_model(np.zeros((FEATURES, CLASSES)))
+    x, y, _ = batches = averaged_batches(rng)[0]
+    callbacks = [
+        keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=9.0),
+        keras.callbacks.EarlyStopping(patience=3, min_delta=9.0),
+        GlobalSoftLabel(fade_out="learning_rate"),
+        weights,
+    ]
+    history = fit(model, [batches], 20, callbacks, validation_data=(x, y))
+    assert len(history.epoch) == 4
+    np.testing.assert_allclose(weights.seen, [1, 1, 0.5, 0.25], rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_ends_training_at_once(loss):
-    callbacks = [Stop(1), GlobalSoftLabel(fade_on_stop=True)]
+def test_nothing_is_said_of_a_fade_after_a_loss_that_is_not_finite(loss):
+    callbacks = [Stop(1), GlobalSoftLabel()]
     assert epochs_of(callbacks, 10, logs={"loss": loss}) == 1  # and no warning
 
 
-def test_a_fade_on_a_stop_without_a_fade_is_refused():
-    with pytest.raises(ValueError, match="`fade_on_stop` needs a `fade_out` above 0"):
-        GlobalSoftLabel(fade_out=0, fade_on_stop=True)
-    with pytest.raises(ValueError, match="not both.*fade_on_stop=True. Leave it out"):
-        epochs_of([GlobalSoftLabel(fade_on_stop=True)], 5, lambda epoch: 0.5)
+def test_a_fade_by_the_learning_rate_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="not both.*'learning_rate'. Leave it out"):
+        epochs_of([GlobalSoftLabel(fade_out="learning_rate")], 5, lambda epoch: 0.5)
+    model = linear_model(np.zeros((FEATURES, CLASSES)))
+    model.loss = SoftLabelCrossentropy(from_logits=True)
+    callback = GlobalSoftLabel(fade_out="learning_rate")
+    callback.set_model(model)
+    model.optimizer = None
+    with pytest.raises(ValueError, match="without an optimizer"):
+        callback.on_train_begin()
