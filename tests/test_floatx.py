@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
-from keras_mixavg.soft_label_table import SoftLabelTable
+from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 
 BACKEND = keras.backend.backend()
 ERROR = {"float16": 2e-3, "bfloat16": 2e-2, "float64": 1e-6, "float32": 1e-5}
@@ -95,3 +95,39 @@ def test_counters_are_float32_and_count_beyond_half_precision(floatx):
     )
     assert float(table.steps.numpy()) == 2
     assert table.end_epoch(1.0) == 70_001
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.parametrize("floatx", ["float64"], indirect=True)
+def test_mixed_policies_where_the_floatx_is_float64(floatx, half):
+    """Weights are float32 there, the loss is float64, and the logits are of a half."""
+    keras.config.set_dtype_policy(f"mixed_{half}")
+    assert_right(f"mixed_{half}")
+
+
+class Gram(keras.callbacks.Callback):
+    """M of the epoch, before GlobalSoftLabel makes a table of it."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.value = view_of(self.model.loss.table.gram)
+
+
+@pytest.mark.parametrize("floatx", ["float16", "bfloat16"], indirect=True)
+def test_the_evidence_of_an_epoch_grows_beyond_what_float16_holds(floatx):
+    """More samples of a class than 65,504, and than bfloat16 counts one by one."""
+    size = 2 * 80_000
+    numbers = np.arange(size) % 2
+    x = np.eye(2)[numbers].astype(floatx)
+    kernel = np.array([[1.0, 0.0], [0.0, 2.0]])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+    model.set_weights([kernel])
+    model.compile(keras.optimizers.SGD(0.0), SoftLabelCrossentropy(from_logits=True))
+    gram, callback = Gram(), GlobalSoftLabel()
+    history = model.fit(
+        x, numbers, batch_size=20_000, verbose=0, callbacks=[gram, callback]
+    )
+    assert np.isfinite(float(history.history["loss"][0]))
+    np.testing.assert_array_equal(gram.value, 80_000 * np.eye(2))
+    k = 1 + 1e-6 * 80_000
+    expected = (80_000 * softmax(kernel) + k * np.eye(2)) / (80_000 + k)
+    np.testing.assert_allclose(callback.table, expected, atol=ERROR[floatx])
