@@ -92,19 +92,11 @@ def claim(model: Any, loss: SoftLabelCrossentropy) -> None:
             "SoftLabelCrossentropy(...) of its own."
         )
     table.owner = weakref.ref(model)
-    if loss.lost_table and not table.learnt:
-        warnings.warn(
-            "The loss of this model was made from the configuration of one with "
-            "a soft-label table, and the table did not come with it, which now "
-            "starts as the identity. Save and load with the format .keras, or with "
-            "`save_weights` and `load_weights`, to keep it.",
-            stacklevel=3,
-        )
-    loss.lost_table = False
 
 
-def forget_other_tables(model: Any, tables: list[SoftLabelTable]) -> None:
+def forget_other_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) -> None:
     """Those of losses that the model was compiled with before."""
+    tables = [loss.table for loss in losses.values()]
     others = {
         attribute: value
         for attribute, value in vars(model).items()
@@ -113,13 +105,33 @@ def forget_other_tables(model: Any, tables: list[SoftLabelTable]) -> None:
     }
     for attribute, table in others.items():
         untrack_metric(model, attribute, table)
-        if table.learnt and not any(table.learnt for table in tables):
+        for loss in losses.values() if table.learnt else ():
+            loss.replaces_table = True
+
+
+def warn_of_new_tables(losses: dict[str, SoftLabelCrossentropy]) -> None:
+    """Say that a table starts as the identity where the model, or the one that its
+    loss comes from, has had more. Once an epoch begins: a callback such as
+    BackupAndRestore may load the table when training begins."""
+    for name, loss in losses.items():
+        of_output = f" of output {name!r}" if name else ""
+        if loss.lost_table and not loss.table.learnt:
             warnings.warn(
-                "The model was compiled with a new SoftLabelCrossentropy since it last "
-                "trained with GlobalSoftLabel, so its soft-label table starts anew. To "
-                "go on with the table compile with the same object, `loss=model.loss`.",
+                f"The loss{of_output} of this model was made from the configuration of "
+                "one with a soft-label table, and the table did not come with it, "
+                "which now starts as the identity. Save and load with the format "
+                ".keras, or with `save_weights` and `load_weights`, to keep it.",
                 stacklevel=3,
             )
+        elif loss.replaces_table and not loss.table.learnt:
+            warnings.warn(
+                "The model was compiled with a new SoftLabelCrossentropy since it last "
+                f"trained with GlobalSoftLabel, so its soft-label table{of_output} "
+                "starts anew. To go on with the table compile with the same object, "
+                "`loss=model.loss`.",
+                stacklevel=3,
+            )
+        loss.lost_table = loss.replaces_table = False
 
 
 def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -> bool:

@@ -20,6 +20,7 @@ from keras_mixavg.attaching import (
     forget_other_tables,
     num_classes_of,
     soft_label_losses,
+    warn_of_new_tables,
 )
 from keras_mixavg.losses import SoftLabelCrossentropy, refuse_multi_worker_strategy
 from keras_mixavg.soft_label_table import SoftLabelTable, view_of
@@ -186,7 +187,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._weights = {}
         self._told = set()
         self._done, self._highest_rate = None, 0.0
-        forget_other_tables(model, list(self._tables.values()))
+        forget_other_tables(model, self._losses)
         for name, table in self._tables.items():
             claim(model, self._losses[name])
             table.disable()  # after an exception
@@ -262,6 +263,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             name: self._weight(loss, epoch) for name, loss in self._losses.items()
         }
         self._iterations = self._optimizer_iterations()
+        warn_of_new_tables(self._losses)
         for name, table in self._tables.items():
             if table.enabled and (table.user() is not self or table.epoch == epoch):
                 raise ValueError(

@@ -109,7 +109,8 @@ class CurrentEpoch(keras.callbacks.Callback):
             warnings.warn(
                 "Three iterations of a dataset had the pairs and the rate of epoch "
                 f"{self._epoch}, since no `fit` told its CurrentEpoch another one. "
-                "Pass it: model.fit(..., callbacks=[epoch]).",
+                "If they were epochs of `fit`, pass it: model.fit(..., "
+                "callbacks=[epoch]).",
                 stacklevel=2,
             )
 

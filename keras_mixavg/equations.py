@@ -230,8 +230,8 @@ def batch_evidence(
         collect: `"correct"` or `"all"`.
 
     Returns:
-        What the batch adds to N and M, `(num_classes, num_classes)`, to the steps, and
-        to the samples left out.
+        What the batch adds to N and M, `(num_classes, num_classes)`, to the steps, to
+        the samples left out, and to those whose top classes are tied, as in a pair.
     """
     sums = ops.sum(labels, axis=-1) + ops.sum(probabilities, axis=-1) + sample_weight
     usable = ops.isfinite(sums) & (sample_weight >= 0.0)  # all, if a sum is
@@ -240,6 +240,8 @@ def batch_evidence(
     counted = usable
     if collect == "correct":
         counted = usable & (top_label_mass(labels, probabilities) >= largest)
+    top = ops.cast(ops.equal(labels, ops.expand_dims(largest, -1)), "float32")
+    tied = usable & (sample_weight > 0.0) & (ops.sum(top, axis=-1) > 1.0)
     weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
     labels, probabilities = (
         ops.reshape(
@@ -253,6 +255,7 @@ def batch_evidence(
         evidence(labels, labels, weights),
         ops.ones((), "float32"),
         ops.sum(ops.cast(ops.logical_not(usable), "float32")),
+        ops.sum(ops.cast(tied, "float32")),
     ]
 
 

@@ -124,6 +124,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.attached = False  # from the first training with GlobalSoftLabel on
         self.output = ""  # the model's that it belongs to, once it is attached
         self.lost_table = False  # whether it comes from a configuration that had one
+        self.replaces_table = False  # whether its model has trained with another one
         self.seen_classes: int | None = None  # the width of the last predictions
 
     def weight_at(self, epoch: int) -> float:

@@ -163,7 +163,8 @@ class MixAvg(DataLayer):
         return of_batch(batch, **kwargs)
 
     def _of_batch(self, batch: Any, **kwargs: Any) -> Any:
-        self._check(batch)
+        averages = kwargs.get("training", True) is not False and self.rate != 0
+        self._check(batch, averages)
         entries = batches.entries(batch)
         leaves = keras.tree.flatten(entries)
         if not in_tf_graph() and self._are_ours(leaves):
@@ -229,7 +230,7 @@ class MixAvg(DataLayer):
         Returns:
             As from a call of the layer.
         """
-        self._check(inputs)
+        self._check(inputs, partners is not None)
         averaged = self._averaged(batches.entries(inputs), partners)
         return batches.merged(inputs, averaged)
 
@@ -280,9 +281,10 @@ class MixAvg(DataLayer):
         }
         return _copied, (config, self._draws.of_a_copy())
 
-    def _check(self, batch: Any) -> None:
+    def _check(self, batch: Any, averages: bool) -> None:
         checks.check(batch, self.num_classes)
-        self._warned = self._warned or checks.warn_of_token_ids(batch)
+        if averages and not self._warned:
+            self._warned = checks.warn_of_token_ids(batch)
 
     def _of_dataset(self, dataset: Any, epoch: Any, training: bool = True) -> Any:
         if not training or self.rate == 0:
@@ -292,7 +294,7 @@ class MixAvg(DataLayer):
 
     def _mixed(self, batch: Any, key_and_rate: Any = None) -> Any:
         """A batch of a dataset, with the pairs of its key."""
-        self._check(batch)
+        self._check(batch, key_and_rate is not None)
         entries = batches.entries(batch)
         ops, partners = type(self.backend)("tensorflow"), None
         if key_and_rate is not None:

@@ -83,9 +83,11 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         self.table = self._variable("table", shape, "identity")
         self.cross = self._variable("cross", shape, aggregation="sum")
         self.gram = self._variable("gram", shape, aggregation="sum")
-        # Counted in the running epoch: steps collected, and samples left out.
+        # Counted in the running epoch: steps collected, samples left out, and samples
+        # with several top classes.
         self.steps = self._variable("steps", ())
         self.left_out = self._variable("left_out", (), aggregation="sum")
+        self.tied = self._variable("tied", (), aggregation="sum")
         self.num_classes = num_classes
         if self._loaded:
             self._assign(self._loaded)
@@ -194,7 +196,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             ops.stop_gradient(ops.convert_to_tensor(values))
             for values in (labels, probabilities, sample_weight)
         )
-        variables = (self.cross, self.gram, self.steps, self.left_out)
+        variables = (self.cross, self.gram, self.steps, self.left_out, self.tied)
 
         def before() -> list[Tensor]:
             return [ops.convert_to_tensor(variable) for variable in variables]
@@ -230,7 +232,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
                 "soft-label table stays as it was. Scale the sample weights down.",
                 stacklevel=2,
             )
-        for variable in (self.cross, self.gram, self.steps, self.left_out):
+        for variable in (self.cross, self.gram, self.steps, self.left_out, self.tied):
             variable.assign(ops.zeros(variable.shape, "float32"))
         return left_out
 
@@ -293,13 +295,15 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         self._refused = False
         if epoch < 0:
             warnings.warn(
-                "What is loaded has no soft-label table: it was saved by a model that "
-                "was not compiled with a SoftLabelCrossentropy. The table starts as "
-                "the identity.",
+                "What is loaded has no soft-label table for this loss. The model that "
+                "saved it was not compiled with a SoftLabelCrossentropy for this "
+                "output, or one of the two models with a loss and the other with a "
+                "list or a dict of losses: then compile this one as that one was, and "
+                "load again. The table starts as the identity.",
                 stacklevel=2,
             )
         self.epoch = max(epoch, 0)
-        self.learnt = bool(state) and epoch >= 0
+        self.learnt = bool(state) and not _is_identity(state["table"])
         if self.num_classes is None:
             self._loaded = state
         else:
@@ -334,6 +338,10 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
 
     def get_config(self) -> dict[str, Any]:
         return {"collect": self.collect, "name": self.name}
+
+
+def _is_identity(table: np.ndarray) -> bool:
+    return bool(np.diag(table).min() == 1.0 and np.count_nonzero(table) == len(table))
 
 
 def view_of(variable: Any) -> np.ndarray:

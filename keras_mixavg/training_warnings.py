@@ -6,8 +6,6 @@
 import warnings
 from typing import Any
 
-import numpy as np
-
 from keras_mixavg import equations, keras_metrics
 from keras_mixavg._keras import metrics_of
 from keras_mixavg.soft_label_table import SoftLabelTable, view_of
@@ -35,8 +33,7 @@ def of_one_class(told: set[str], model: Any, name: str, table: SoftLabelTable) -
     unfit = keras_metrics.of_one_class(metrics_of(model, name))
     if "of one class" in told or not unfit:
         return
-    gram = view_of(table.gram)
-    if np.count_nonzero(gram) > np.count_nonzero(gram.diagonal()):
+    if view_of(table.tied) > 0:
         told.add("of one class")
         warnings.warn(
             f"Keras' {unfit[0].name!r} counts only the lower class number of an "
@@ -50,11 +47,14 @@ def of_one_class(told: set[str], model: Any, name: str, table: SoftLabelTable) -
 def left_out(samples: int, name: str, epoch: int) -> None:
     """That samples do not count as evidence. Said in each epoch with such."""
     output = f" of output {name!r}" if name else ""
+    count = (
+        f"1 sample{output} was" if samples == 1 else f"{samples} samples{output} were"
+    )
     warnings.warn(
-        f"{samples} samples{output} were left out of the soft-label table in "
-        f"epoch {epoch}: their predictions, labels or sample weights are "
-        "not finite, their sample weights negative, or their labels of no "
-        "class (numbers count from 0 on). The loss had them all.",
+        f"{count} left out of the soft-label table in epoch {epoch}: predictions, "
+        "labels or sample weights that are not finite, negative sample weights, or "
+        "labels of no class. Class numbers are whole and count from 0 on. Such samples "
+        "still count in the loss.",
         stacklevel=3,
     )
 
@@ -63,8 +63,10 @@ def not_faded(told: set[str], done: int, epochs: int, fade_out: float) -> None:
     """That training ended before the weight had faded out."""
     if "not faded" in told:
         return
-    told.add("not faded")
     weight = equations.fading(done - 1, epochs, fade_out)
+    if weight < 0.01:  # as good as faded
+        return
+    told.add("not faded")
     warnings.warn(
         f"Training ended after epoch {done} of {epochs}, where the global soft labels "
         f"still had {weight:.0%} of their weight, so the network is underconfident. "
