@@ -80,7 +80,7 @@ plot_pairs(*before, *after)
 ## Train, with and without
 
 The same small network twice. First as one would without this package; the network is
-large enough to learn the wrong labels by heart.
+large enough to memorise the wrong labels.
 """
 
 

@@ -1,7 +1,7 @@
 """Where is the method meant to be used? One small network, trained three ways.
 
 1,000 real images of digits, of which three in ten have a wrong label, and a network
-that can learn all of them by heart. Plain training, `keras.layers.MixUp`, and MixAvg
+that can memorise all of them. Plain training, `keras.layers.MixUp`, and MixAvg
 with GlobalSoftLabel have the same network, seed, images and steps. Only the input
 pipeline, the loss and the callback change, as in any program that you put the method
 into. The test images have their right labels.
@@ -253,7 +253,7 @@ def print_table(rows):
 
 
 def draw_training(histories, wrong_labels):
-    """Does the network learn the wrong labels by heart?"""
+    """Does the network memorise the wrong labels?"""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     ax = figure.subplots()
     for method, history in histories.items():

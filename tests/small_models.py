@@ -16,6 +16,17 @@ FEATURES, CLASSES = 5, 4
 EAGERLY = keras.backend.backend() == "tensorflow"
 
 
+def two_replicas():
+    """TensorFlow's strategy for two devices, here of the CPU.
+
+    It adds gradients on one of them. The collective operations that are the default may
+    mistake one gradient for another on a busy CPU, and fail: "Shape mismatch in the
+    collective instance".
+    """
+    reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
+
+
 class Tables(keras.callbacks.Callback):
     """What a GlobalSoftLabel before it shows at each epoch's end."""
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_models import two_replicas
 
 from keras_mixavg import CurrentEpoch, MixAvg
 
@@ -295,7 +296,7 @@ def test_any_number_of_epochs_is_known_and_every_rate_checked_when_fit_begins():
 )
 def test_each_epoch_has_its_own_rate_on_replicas(way):
     arguments, make = WAYS[way]
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with two_replicas().scope():
         replicated = keras.Sequential([keras.Input((1,)), keras.layers.Dense(SAMPLES)])
         replicated.compile("sgd", "mse", metrics=[share], jit_compile=False)
     history = trained(make, model=lambda: replicated, **arguments)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from small_models import two_replicas
 from tolerances import assert_close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
@@ -97,9 +98,7 @@ def reference_training(learning_rate=0.1, size=SIZE):
 def two_devices():
     """The backend's way to train on two devices, as the README shows it."""
     if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        with two_replicas().scope():
             yield
     elif BACKEND == "jax":
         devices = keras.distribution.list_devices("cpu")
