@@ -20,10 +20,7 @@ class CurrentEpoch(keras.callbacks.Callback):
 
     With `steps_per_epoch` repeat the dataset before `MixAvg`. An iteration that begins
     between two epochs, such as one of validation, has the epoch that follows. Before
-    the first `fit` the epoch is 0.
-
-    Args:
-        None. Each object knows the datasets that it was given to.
+    the first `fit` the epoch is 0. It takes no arguments.
 
     Raises:
         ValueError: in `fit`, if no one can tell which epoch a batch is for: where the

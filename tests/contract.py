@@ -4,6 +4,7 @@
 component and returns arrays that tell whether two of them behave alike.
 """
 
+import inspect
 import json
 
 import keras
@@ -141,7 +142,9 @@ def works_under_a_mixed_precision_policy(make, use):
 
 
 def has_a_complete_docstring(make, use):
-    sections = ["Args:", "Raises:", "Example:"]
+    sections = ["Raises:", "Example:"]
+    if inspect.signature(type(make())).parameters:
+        sections.append("Args:")
     if type(make()).__name__ in keras_mixavg.__all__:
         for section in sections:
             assert section in type(make()).__doc__
