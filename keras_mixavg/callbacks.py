@@ -129,7 +129,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             )
         self.prior_count: float = float(prior_count)
         self.collect: str = collect
-        self.fade_out: float | str | None = fade_out
+        self.fade_out: float | str | None = (
+            float(fade_out) if isinstance(fade_out, numbers.Real) else fade_out
+        )
         self._epochs: int | None = None  # of the running `fit`
         self._highest_rate: float = 0.0  # of learning, in this training
         self._losses: dict[str, SoftLabelCrossentropy] = {}
