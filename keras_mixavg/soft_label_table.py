@@ -11,14 +11,13 @@ from keras import ops
 
 from keras_mixavg import equations
 from keras_mixavg._keras import Trackable, sync_state
-from keras_mixavg.ridge import parts
 from keras_mixavg.saved_state import OLD_NAMES, SAVED, check_state, initial_state
 
 Tensor = Any
 
 ONE_VALUE = "only_first_replica"  # the same on every replica; "sum" would multiply it
 LARGE = 5000  # classes, from which on a table is worth a warning
-SECONDS = 7e-11  # by K³: equation (8) in float64 on two cores, from K = 2,000
+SECONDS = 7e-11  # times K³: equation (8) in float64 on two cores, for K over 2,000
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -70,9 +69,8 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             warnings.warn(
                 f"The soft-label table of {num_classes} classes takes "
                 f"{3 * gigabytes:.1f} GB of memory, about twice that at the end of an "
-                "epoch, and as much in each checkpoint. An epoch's end takes up to "
-                f"about {SECONDS * num_classes**3:.0f} s on two cores, much less if "
-                "few of the possible pairs of classes have come.",
+                "epoch, and as much in each checkpoint. The end of an epoch takes up "
+                f"to about {SECONDS * num_classes**3:.0f} s on two cores.",
                 stacklevel=2,
             )
         shape = (num_classes, num_classes)
@@ -241,7 +239,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         from scipy.special import entr
 
         table = view_of(self.table)
-        entropy = sum(np.sum(entr(rows), dtype="float64") for rows in parts(table))
+        entropy = sum(np.sum(entr(row), dtype="float64") for row in table)
         return {
             "soft_label_confidence": float(np.mean(np.diag(table), dtype="float64")),
             "soft_label_entropy": float(entropy) / len(table),

@@ -67,4 +67,4 @@ def test_a_large_table_says_beforehand_what_it_takes(monkeypatch):
         SoftLabelTable().build(10_000)
     (message,) = [str(warning.message) for warning in warned]
     assert "10000 classes takes 1.2 GB of memory" in message  # three of 10,000² floats
-    assert "up to about 70 s on two cores" in message
+    assert "takes up to about 70 s on two cores" in message
