@@ -46,7 +46,7 @@ lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 figures: .venv/installed  ## draw all pictures and write all tables from results anew
-	$(BIN)/python examples/quickstart.py --runs 3 --out benchmarks/results/quickstart
+	$(BIN)/python examples/quickstart.py --runs 3 --out benchmarks/accuracy/results/quickstart
 	$(BIN)/python -m benchmarks.report
 	PYTHONPATH=. $(BIN)/python docs/_site/photographs.py
 	PYTHONPATH=. $(BIN)/python docs/_site/notebooks.py

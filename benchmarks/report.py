@@ -1,12 +1,11 @@
 """Write the tables of the READMEs, and draw their plots, from the results.
 
-    python -m benchmarks.report            # rewrite both READMEs and results/plots/
-    python -m benchmarks.report --check    # only say whether they are up to date
+    python -m benchmarks.report            # rewrite all tables and plots
+    python -m benchmarks.report --check    # only say whether the tables are up to date
 
-What stands between `<!-- NAME -->` and `<!-- end -->`, in README.md beside this file
-and in the project's, is made here, the rest is written by hand. NAME is that of a
-benchmark, `grid: GRID`, `choices: GRID`, `summary` or `claims`. Each table says which
-command made its figures.
+It writes what stands between `<!-- NAME -->` and `<!-- end -->`, in the files of
+READMES. NAME is a benchmark, `grid: GRID`, `choices: GRID`, `summary` or `steps`. Below
+each table is the command that made its figures.
 """
 
 import argparse
@@ -17,19 +16,22 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER / room) for room in ("", "speed", "accuracy")]
 
-import accuracy  # noqa: E402
 import checkpoint  # noqa: E402
 import early_stopping  # noqa: E402
 import input_pipeline  # noqa: E402
-import record  # noqa: E402
+import plots  # noqa: E402
+import provenance  # noqa: E402
+import tables  # noqa: E402
 import training_step  # noqa: E402
 
 READMES = [
-    record.BENCHMARKS / "README.md",
-    record.ROOT / "README.md",
-    record.ROOT / "docs/early_stopping.md",
+    FOLDER / "accuracy/README.md",
+    FOLDER / "speed/README.md",
+    provenance.ROOT / "README.md",
+    provenance.ROOT / "docs/early_stopping.md",
 ]
 BLOCK = re.compile(r"(<!-- ([\w: ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BENCHMARKS = {
@@ -41,28 +43,29 @@ BENCHMARKS = {
 
 
 def made(name, draw):
-    """The text of a part, and its plots if asked for."""
-    if name == "summary":
-        if draw:
-            record.save(accuracy.draw_gains(), "gains")
-        return accuracy.summary()
-    if name == "claims":
-        return accuracy.claims()
-    if name.startswith("choices: "):
-        return accuracy.choices(name.removeprefix("choices: "))
-    if name.startswith("grid: "):
-        name = name.removeprefix("grid: ")
-        if draw:
-            accuracy.plot(name)
-        return accuracy.table(name)
-    benchmark, results = BENCHMARKS[name], record.read(name)
-    if draw and hasattr(benchmark, "plot"):
-        benchmark.plot(results)
-    return benchmark.table(results)
+    """The text of a part; draws its plots too if asked."""
+    kind, _, grid = name.partition(": ")
+    if draw and kind == "summary":
+        plots.save_gains()
+    if draw and kind == "grid":
+        plots.save_all(grid)
+    if kind in BENCHMARKS:
+        benchmark = BENCHMARKS[kind]
+        results = provenance.read(benchmark.RESULT)
+        if draw and hasattr(benchmark, "plot"):
+            benchmark.plot(results)
+        return benchmark.table(results)
+    make = {
+        "summary": tables.summary,
+        "steps": tables.steps,
+        "grid": tables.table,
+        "choices": tables.choices,
+    }
+    return make[kind](*([grid] if grid else []))
 
 
 def render(text, draw=False):
-    """The README's text with every part between markers made anew."""
+    """The text with every part between markers made anew."""
     return BLOCK.sub(lambda m: f"{m[1]}\n{made(m[2], draw)}\n{m[3]}", text)
 
 
@@ -76,7 +79,7 @@ def main():
         if not args.check:
             path.write_text(new)
         elif text != new:
-            raise SystemExit(f"{path} is not what the results say: run without --check")
+            raise SystemExit(f"{path} differs from the results: run without --check")
 
 
 if __name__ == "__main__":

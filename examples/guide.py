@@ -147,7 +147,7 @@ harder than images, and the wrong labels are not learnt.
 
 This is one run of each on one small data set. What the method does on others, with
 intervals, and where it does not help, is on the page
-[Accuracy](../benchmarks/README.md#accuracy).
+[Accuracy](../benchmarks/accuracy/README.md).
 
 ## What the network takes each class for
 

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GRIDS = sorted((ROOT / "benchmarks/grids").glob("*.toml"))
+GRIDS = sorted((ROOT / "benchmarks/accuracy/grids").glob("*.toml"))
 
 for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
     pytest.importorskip(package)
 
-import accuracy  # noqa: E402
 import early_stopping  # noqa: E402
 import grid  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
-import record  # noqa: E402
+import plots  # noqa: E402
+import provenance  # noqa: E402
 import report  # noqa: E402
+import tables  # noqa: E402
 import training_step  # noqa: E402
 import two_models  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
@@ -64,8 +65,8 @@ def test_every_run_of_every_grid_is_one_that_the_program_takes(
     compared = [run for run in runs if run.method in read["methods"]]
     if "choice" not in read:
         assert len(compared) == len(runs) == cells * len(read["seeds"])
-    assert set(read["baselines"]) <= {*read["methods"], accuracy.BEST_RIVAL}
-    assert set(read.get("plots", [])) <= set(accuracy.PLOTS)
+    assert set(read["baselines"]) <= {*read["methods"], tables.BEST_RIVAL}
+    assert set(read.get("plots", [])) <= set(plots.PLOTS)
     for run in runs:
         options = {**run.options, "out": tmp_path / "new", "seed": run.seed}
         _, args = grid.arguments(options)  # exits if it does not know one
@@ -173,7 +174,7 @@ for seed in range(40):
 def test_processes_append_whole_lines_and_none_twice(tmp_path):
     path = tmp_path / "runs.jsonl"
     processes = [
-        subprocess.Popen([sys.executable, "-c", APPEND, record.BENCHMARKS, path, name])
+        subprocess.Popen([sys.executable, "-c", APPEND, grid.FOLDER, path, name])
         for name in "ab"
     ]
     assert [process.wait() for process in processes] == [0, 0]
@@ -184,21 +185,23 @@ def test_processes_append_whole_lines_and_none_twice(tmp_path):
 
 def test_a_commit_is_named_and_whether_the_code_is_another(tmp_path, monkeypatch):
     """The results and READMEs, which grow while a grid runs, do not count."""
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    assert record.commit() == ""
-    for name in ("code.py", "README.md", "benchmarks/results/accuracy.jsonl"):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.commit() == ""
+    for name in ("code.py", "README.md", "benchmarks/accuracy/results/accuracy.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("as committed")
     me = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], [*me, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", tmp_path, *command], check=True)
-    clean = record.commit()
-    assert len(clean) == 12 and clean == record.git("rev-parse", "HEAD")[:12]
-    (tmp_path / "benchmarks/results/accuracy.jsonl").write_text("one line more")
+    clean = provenance.commit()
+    assert len(clean) == 12 and clean == provenance.git("rev-parse", "HEAD")[:12]
+    (tmp_path / "benchmarks/accuracy/results/accuracy.jsonl").write_text(
+        "one line more"
+    )
     (tmp_path / "README.md").write_text("another table")
-    assert record.commit() == clean
+    assert provenance.commit() == clean
     (tmp_path / "code.py").write_text("changed")
-    assert record.commit() == clean + "+"
+    assert provenance.commit() == clean + "+"
 
 
 def test_half_a_line_of_a_process_that_died_does_no_harm(tmp_path):
@@ -229,7 +232,7 @@ backend = "none"
     path = tmp_path / "runs.jsonl"
     assert grid.append(done, path)
     result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/grid.py", "grid.toml"]
+        [sys.executable, ROOT / "benchmarks/accuracy/grid.py", "grid.toml"]
         + ["--results", "runs.jsonl", "--jobs", "1"],
         cwd=tmp_path,
         capture_output=True,
@@ -244,7 +247,7 @@ backend = "none"
     before, line = [json.loads(line) for line in path.read_text().splitlines()]
     assert before == done
     assert line["seed"] == 3 and line["options"]["method"] == "mixavg"
-    assert line["commit"] == record.commit()
+    assert line["commit"] == provenance.commit()
     assert line["backend"] == line["settings"]["backend"] == backend
     assert line["settings"]["label_noise"] == 0.25
     assert len(line["history"]["loss"]) == 2
@@ -284,7 +287,7 @@ def cells(row):
 
 def test_a_table_has_the_means_and_the_differences_of_what_is_there():
     baselines = ["plain training", "the best rival", "not yet"]
-    text = accuracy.setting_table(RUNS, baselines)
+    text = tables.setting_table(RUNS, baselines)
     header, _, plain, pairs, *_, ours = map(cells, text.splitlines())
     assert plain[:7] == ["plain training", "3", "99.0 ± 0.0", "51.00 ± 1.00",
                          "1.490 ± 0.010", "1.500 ± 0.000", "10.0 ± 0.0"]  # fmt: skip
@@ -300,13 +303,13 @@ def test_a_table_has_the_means_and_the_differences_of_what_is_there():
 def test_the_summary_has_absolute_accuracies_and_names_the_best_rival(monkeypatch):
     less = {**RUNS, "plain training": {0: line(0.4, 0.6)}, "CutMix": {}}
     shown = [("one", RUNS), ("two", less)]
-    monkeypatch.setattr(accuracy, "settings_shown", lambda: shown)
-    header, _, one, two = map(cells, accuracy.summary().splitlines())
+    monkeypatch.setattr(tables, "settings_shown", lambda: shown)
+    header, _, one, two = map(cells, tables.summary().splitlines())
     assert one[:8] == ["one", "3", "99", "51.0", "52.0", "53.0", "54.0", "**57.0**"]
     assert one[8] == "**+6.00 [+3.52, +8.48]**" and one[9].endswith(", CutMix")
     assert two[5] == "-" and two[9].endswith(", MixUp")
     assert two[2] == "60" and two[8] == "+15.00"
-    steps = cells(accuracy.claims().splitlines()[2])
+    steps = cells(tables.steps().splitlines()[2])
     assert steps[2:] == ["**+3.00 [+3.00, +3.00]**", "+3.00 [+0.52, +5.48]".join(
         ["**", "**"]), "**+4.00 [+1.52, +6.48]**", "-"]  # fmt: skip
 
@@ -317,21 +320,21 @@ def test_a_table_names_every_machine_and_how_many_runs_it_made():
         return {"backend": "jax", "versions": {"jax": "0.1"}, "machine": machine}
 
     gpu, cpu = run(16, "GPU 0"), run(2, "cpu 0")
-    assert accuracy.made_on([cpu, cpu]) == "x86_64, 2 cores, jax, JAX 0.1"
-    assert accuracy.made_on([gpu, cpu, gpu]) == (
+    assert tables.made_on([cpu, cpu]) == "x86_64, 2 cores, jax, JAX 0.1"
+    assert tables.made_on([gpu, cpu, gpu]) == (
         "2 runs on GPU, x86_64, 16 cores, jax, JAX 0.1; "
         "1 run on x86_64, 2 cores, jax, JAX 0.1"
     )
 
 
 def test_a_table_says_of_each_setting_how_many_test_images_it_has():
-    text = accuracy.table("memorise")
+    text = tables.table("memorise")
     assert "*CIFAR-100, 100 a class, 1.19 M parameters; 10,000 test images*" in text
 
 
-@pytest.mark.parametrize("kind", accuracy.PLOTS)
+@pytest.mark.parametrize("kind", plots.PLOTS)
 def test_every_plot_names_its_methods_in_words(kind):
-    figure = accuracy.PLOTS[kind]({"first": RUNS, "second": RUNS})
+    figure = plots.PLOTS[kind]({"first": RUNS, "second": RUNS})
     texts = [text.get_text() for text in figure.findobj(Text)]
     shown = {name for name in RUNS if RUNS[name]}
     if kind != "accuracy":  # lines: four stand out, the rest is grey
@@ -342,8 +345,8 @@ def test_every_plot_names_its_methods_in_words(kind):
 
 
 def test_the_picture_of_gains_joins_nothing_and_has_a_bar_for_each(monkeypatch):
-    monkeypatch.setattr(accuracy, "settings_shown", lambda: [("first", RUNS)])
-    figure = accuracy.draw_gains()
+    monkeypatch.setattr(tables, "settings_shown", lambda: [("first", RUNS)])
+    figure = plots.draw_gains()
     (axes,) = figure.axes
     for line_ in axes.lines:  # the line at zero, and points
         assert len(set(line_.get_xdata())) <= 1
@@ -362,10 +365,8 @@ def test_the_tables_of_the_readme_are_what_the_results_say(path):
 
 def test_the_report_notices_a_figure_that_no_result_has():
     text = report.READMES[0].read_text()
-    (methods,) = accuracy.runs_of("memorise")[2].values()
-    mean = np.mean(
-        list(accuracy.values(methods["plain training"], "accuracy").values())
-    )
+    (methods,) = tables.runs_of("memorise")[2].values()
+    mean = np.mean(list(tables.values(methods["plain training"], "accuracy").values()))
     changed = text.replace(f"| {mean:.2f}"[:4], "| 99")
     assert changed != text
     assert report.render(changed) == text

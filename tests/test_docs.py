@@ -174,9 +174,14 @@ def test_no_address_is_named_that_is_not_known_to_exist():
 
 def texts():
     """Every Markdown file, by its path."""
-    folders = (ROOT, ROOT / "keras_mixavg", ROOT / "examples", ROOT / "benchmarks")
-    found = [file for folder in folders for file in folder.glob("*.md")]
-    return sorted([*found, *(ROOT / "docs").rglob("*.md")])
+    found = [
+        f
+        for name in ("", "keras_mixavg", "examples")
+        for f in (ROOT / name).glob("*.md")
+    ]
+    for name in ("docs", "benchmarks"):
+        found += (ROOT / name).rglob("*.md")
+    return sorted(found)
 
 
 def anchors(file):
@@ -211,7 +216,7 @@ def test_the_method_card_has_its_headings_and_equations():
 
 
 def test_the_table_of_the_demo_is_the_recorded_run():
-    record = ROOT / "benchmarks/results/quickstart/result.json"
+    record = ROOT / "benchmarks/accuracy/results/quickstart/result.json"
     page = (ROOT / "docs/results/demo.md").read_text()
     for row in json.loads(record.read_text())["table"]:
         assert f"| {' | '.join(row)} |" in page
@@ -227,7 +232,7 @@ def test_every_test_that_is_named_exists():
 
 
 def test_the_figures_on_checkpoints_are_the_recorded_run():
-    record = json.loads((ROOT / "benchmarks/results/checkpoint.json").read_text())
+    record = json.loads((ROOT / "benchmarks/speed/results/checkpoint.json").read_text())
     row = record["rows"][-1]
     assert row["num_classes"] == 1000
     grown = (row["bytes_with"] - row["bytes_without"]) / 1e6
@@ -240,13 +245,13 @@ def test_the_figures_on_checkpoints_are_the_recorded_run():
 
 
 def test_the_figures_of_the_examples_are_the_recorded_runs():
-    accuracy = pytest.importorskip("accuracy")
+    tables = pytest.importorskip("tables")
     text = (ROOT / "examples/README.md").read_text()
-    (methods,) = accuracy.runs_of("memorise")[2].values()
-    for name in (accuracy.PLAIN, accuracy.OURS):
+    (methods,) = tables.runs_of("memorise")[2].values()
+    for name in (tables.PLAIN, tables.OURS):
         runs = methods[name]
         shown = [
-            compare.mean_and_spread(list(accuracy.values(runs, score).values()), digits)
+            compare.mean_and_spread(list(tables.values(runs, score).values()), digits)
             for score, digits in (("accuracy", 1), ("nll", 3), ("ece", 1))
         ]
         expected = "accuracy {} %, NLL {}, ECE {} %".format(*shown)

@@ -1,9 +1,9 @@
 """Pages of the site that are files of the repository, and links between the two.
 
-A text stands in one place: README.md, the method card and the tables of the benchmarks
-are read from there. On every page a relative link to a file of the repository leads to
-the page made from it, or to a copy of the file. If pyproject.toml names the site of the
-repository, it leads there instead of to a copy.
+README.md, the method card and the READMEs of the benchmarks are pages too. On every
+page a relative link to a file of the repository leads to the page made from it, or to a
+copy of the file. If pyproject.toml names the site of the repository, it leads there
+instead of to a copy.
 """
 
 import html
@@ -18,13 +18,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 import notebooks  # noqa: E402
 
-# Page, and its file. "Accuracy" of benchmarks/README.md is a page of its own.
+# Page, and its file.
 SOURCES = {
     "index.md": "README.md",
     "start.md": "examples/guide.ipynb",
     "method.md": "keras_mixavg/README.md",
-    "results/accuracy.md": "benchmarks/README.md",
-    "results/speed.md": "benchmarks/README.md",
+    "results/index.md": "benchmarks/README.md",
+    "results/accuracy.md": "benchmarks/accuracy/README.md",
+    "results/speed.md": "benchmarks/speed/README.md",
     "results/examples.md": "examples/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
@@ -60,8 +61,6 @@ def on_files(files, config):
             text, pictures = notebooks.to_markdown(text)
             for name, data in pictures.items():
                 files.append(File.generated(config, name, content=data))
-        if source == "benchmarks/README.md":
-            text = part_of_benchmarks(text, page)
         if page in WITH_FIGURES:
             text = f'<div class="figures" markdown>\n\n{text}\n\n</div>\n'
         files.append(File.generated(config, page, content=text))
@@ -102,8 +101,6 @@ def on_page_markdown(markdown, page, config, files):
 def to(target, anchor, here, config, files):
     """The link from a page to a file of the repository."""
     page = PAGE_OF.get(target)
-    if target == "benchmarks/README.md":
-        page = page_of_benchmarks(anchor)
     if target.startswith("docs/") and target.endswith(".md"):
         page = target.removeprefix("docs/")
     if page:
@@ -152,24 +149,3 @@ def relative(target, here):
 
 def notebook_name(page):
     return f"{page.removesuffix('.md').replace('/', '-')}.ipynb"
-
-
-def part_of_benchmarks(text, page):
-    """One of two pages: "Accuracy" with its parts as sections, or all the rest."""
-    before, heading, after = text.partition("\n## Accuracy\n")
-    accuracy, more, rest = after.partition("\n## ")
-    if page == "results/accuracy.md":
-        return f"# Accuracy\n{accuracy}".replace("\n### ", "\n## ")
-    return before + more + rest
-
-
-def page_of_benchmarks(anchor):
-    text = (ROOT / "benchmarks/README.md").read_text()
-    part = part_of_benchmarks(text, "results/accuracy.md")
-    titles = re.findall(r"^#+ (.+)$", CODE.sub("", part), re.MULTILINE)
-    slugs = {slug(title) for title in titles}
-    return f"results/{'accuracy' if anchor[1:] in slugs else 'speed'}.md"
-
-
-def slug(title):
-    return re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip())

@@ -1,24 +1,25 @@
 """Run a grid: methods in settings over seeds, each by an example program.
 
-    python benchmarks/grid.py benchmarks/grids/smoke.toml    # two minutes, no data
-    python benchmarks/grid.py benchmarks/grids/memorise.toml --data-dir DIR
-    python -m benchmarks.report                              # tables and plots
+    cd benchmarks/accuracy
+    python grid.py grids/smoke.toml                      # two minutes, no data
+    python grid.py grids/memorise.toml --data-dir DIR
 
 A grid is a TOML file: `title`; `seeds`; `baselines`, the methods to compare with;
-`plots`, of those that accuracy.py draws; `[common]` options of all runs;
+`plots`, a choice of those in plots.py; `[common]` options of all runs;
 `[settings.NAME]` and `[methods.NAME]` with the options of each. A run is
-`examples/cifar.py`, or the `program` that the options name, with the three sets of
-options, later ones winning, and with the methods of ablations.py too. Runs share the
-cores, `--jobs` at a time; seed follows seed.
+`examples/cifar.py`, or the `program` that the options name, with these three sets of
+options; later ones win. It also knows the methods of ablations.py. `--jobs` runs share
+the cores; all runs of a seed come before those of the next.
 
-A method may leave an option open: `choose`, a list of tables of options. Which of them
-it gets in a setting is chosen by the mean accuracy of runs with the seeds and the
-`held-out` training images that `[choice]` names; no test image has a part in it. These
-runs come first.
+A method may leave options open with `choose`, a list of tables of options. For each
+setting the grid takes the table with the best mean accuracy, over the seeds and the
+`held-out` training images that `[choice]` names. No test image is used. These runs come
+first.
 
-A finished run is a line of `results/accuracy.jsonl`, with its options, its seed and the
-commit. A run whose options and seed are there is never repeated, whichever grid asked
-for it; one that was stopped starts anew, so that its seconds are those of a whole run.
+A finished run is a line of `results/accuracy.jsonl`, with its options, seed and commit.
+A run with the same options and seed is never repeated, whichever grid asks for it. A
+run that was stopped starts again from its first epoch, so that its seconds are those of
+a whole run.
 """
 
 import argparse
@@ -34,15 +35,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-import record
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import provenance
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-GRIDS = record.BENCHMARKS / "grids"
-RUNS = record.RESULTS / "accuracy.jsonl"
+FOLDER = Path(__file__).resolve().parent
+GRIDS = FOLDER / "grids"
+RUNS = FOLDER / "results/accuracy.jsonl"
 REQUIRED = {"title", "seeds", "baselines", "settings", "methods"}
 KNOWN = REQUIRED | {"common", "plots", "anchors", "choice"}
 PLACES = ("out", "data_dir", "arrays", "archive")  # of one machine
@@ -193,7 +196,7 @@ def train(run, places, path):
     table = folder / "soft_labels.npy"
     for place in PLACES:
         result["settings"].pop(place, None)
-    line = {"options": run.options, "seed": run.seed, "commit": record.commit()}
+    line = {"options": run.options, "seed": run.seed, "commit": provenance.commit()}
     line |= {**result, "history": short(read_history(folder)), "table": None}
     if table.exists():
         import numpy as np
@@ -278,7 +281,7 @@ def parse_arguments():
     add("--arrays", help="the data in one file, see cifar.py --help")
     add("--archive", help="of Tiny-ImageNet, for runs of that program")
     add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    add("--results", type=Path, help="default: benchmarks/results/accuracy.jsonl")
+    add("--results", type=Path, help="default: results/accuracy.jsonl beside this file")
     add("--setting", help="only the runs of this one")
     add("--smoke", action="store_true",
         help="every run of the grid, but two epochs on digits, into runs/smoke.jsonl")

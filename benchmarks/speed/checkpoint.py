@@ -1,10 +1,10 @@
 """What the soft-label table adds to a checkpoint: bytes, and seconds to save and load.
 
-    python benchmarks/checkpoint.py
+    python benchmarks/speed/checkpoint.py
 
 Two models that differ in their loss alone, with an optimizer that has state, at 10, 100
 and 1,000 classes on 512 features. The two take turns; medians of `--repeats`. Writes
-`benchmarks/results/checkpoint.json`.
+`benchmarks/speed/results/checkpoint.json`.
 """
 
 import argparse
@@ -13,12 +13,15 @@ import tempfile
 from pathlib import Path
 
 import keras
+import measuring
 import numpy as np
-import record
+import provenance
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 
 FEATURES = 512
+COMMAND = "python benchmarks/speed/checkpoint.py --repeats {repeats}"
+RESULT = measuring.RESULTS / "checkpoint.json"
 
 
 def trained_model(num_classes, with_method):
@@ -46,11 +49,11 @@ def measure_one(num_classes, repeats, folder):
         actions[f"save_ms_{name}"] = lambda save=save, path=path: save(path)
         actions[f"load_ms_{name}"] = lambda load=load, path=path: load(path)
     row = {"num_classes": num_classes}
-    times = record.in_turns(actions, repeats)
+    times = measuring.in_turns(actions, repeats)
     row |= {f"bytes_{name}": path.stat().st_size for name, path in paths.items()}
     for name, values in times.items():
         row[name] = 1e3 * statistics.median(values)
-        row[f"{name}_quartiles"] = [1e3 * q for q in record.quartiles(values)]
+        row[f"{name}_quartiles"] = [1e3 * q for q in measuring.quartiles(values)]
     return row
 
 
@@ -76,12 +79,14 @@ def table(results):
         ]
         for row in results["rows"]
     ]
-    text = record.markdown(
-        ["classes", "MB without", "with the table", "saved in ms without", "with it"]
-        + ["loaded in ms without", "with it"],
+    text = provenance.markdown(
+        ["classes", "size without table, MB", "with table, MB"]
+        + ["save without table, ms", "with table, ms"]
+        + ["load without table, ms", "with table, ms"],
         rows,
     )
-    made = record.made_with(results, ["keras", "tensorflow"])
+    command = COMMAND.format(**results)
+    made = provenance.made_with(command, results, ["keras", "tensorflow"])
     return f"{text}{made}, n = {results['repeats']}.\n"
 
 
@@ -89,8 +94,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
-    command = f"python benchmarks/checkpoint.py --repeats {repeats}"
-    record.write("checkpoint", command, repeats=repeats, rows=measure(repeats))
+    command = COMMAND.format(repeats=repeats)
+    provenance.write(RESULT, command, repeats=repeats, rows=measure(repeats))
 
 
 if __name__ == "__main__":

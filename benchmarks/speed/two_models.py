@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 
-import record
+import measuring
 
 BATCH = 128
 DRAWS = 10  # batches of pairs, so that a class meets several others
@@ -162,7 +162,7 @@ def take_turns(make_model, data, steps, repeats):
         ratios = [a / b for a, b in zip(with_, without, strict=True)]
         figures[name] = {
             "ratio": statistics.median(ratios),
-            "quartiles": record.quartiles(ratios),
+            "quartiles": measuring.quartiles(ratios),
             "plain_ms": 1e3 * statistics.median(without),
             "method_ms": 1e3 * statistics.median(with_),
         }
@@ -222,9 +222,9 @@ def compared(make_model, features, classes, steps, actions, repeats, attach=None
             side: lambda pair=pair, action=action: action(*pair, data, steps)
             for side, pair in models.items()
         }
-        first = {side: 1e3 * record.seconds(do) for side, do in in_turns.items()}
+        first = {side: 1e3 * measuring.seconds(do) for side, do in in_turns.items()}
         before = {side: len(traces[side]) for side in traces}
-        times = record.in_turns(in_turns, repeats)
+        times = measuring.in_turns(in_turns, repeats)
         new = {side: len(traces[side]) - before[side] for side in traces}
         ratios = [a / b for a, b in zip(times["method"], times["plain"], strict=True)]
         yield {
@@ -236,6 +236,6 @@ def compared(make_model, features, classes, steps, actions, repeats, attach=None
             "plain_ms": 1e3 * statistics.median(times["plain"]),
             "method_ms": 1e3 * statistics.median(times["method"]),
             "ratio": statistics.median(ratios),
-            "quartiles": record.quartiles(ratios),
+            "quartiles": measuring.quartiles(ratios),
             "compiled_later": None if keras.backend.backend() == "torch" else new,
         }

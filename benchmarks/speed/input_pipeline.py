@@ -1,15 +1,14 @@
 """Images per second of one `tf.data` map: MixAvg, and the layers it replaces.
 
-    python benchmarks/input_pipeline.py            # about five minutes on two cores
-    python benchmarks/input_pipeline.py --memory   # and peak memory at 224 px
+    python benchmarks/speed/input_pipeline.py            # five minutes on two cores
+    python benchmarks/speed/input_pipeline.py --memory   # and peak memory at 224 px
 
-The map is fed one batch over and over, so that nothing else is measured, and consumed
-in TensorFlow, without Python, by one iterator that lives on between the rounds (a new
-one would copy the batch). The layers take turns, `--repeats` rounds after one of
-warm-up; the result is the median. `numpy` is the time of `np.add` of two batches into
-a third: what the memory allows; `copy and seed` is what TensorFlow does at the least
-for a layer that draws at random and leaves its input alone. Writes
-`benchmarks/results/input_pipeline.json`.
+The map gets the same batch over and over, so that nothing else is measured. TensorFlow
+consumes it, without Python, through one iterator for all rounds (a new one would copy
+the batch). The layers take turns for `--repeats` rounds after a warm-up; the result is
+the median. `numpy` is the time of `np.add` of two batches into a third, the limit that
+memory sets; `copy and seed` is the least that TensorFlow does for a layer that draws at
+random and leaves its input unchanged. Writes `results/input_pipeline.json`.
 """
 
 import argparse
@@ -19,12 +18,15 @@ from collections import defaultdict
 import keras
 import keras_cv
 import matplotlib.pyplot as plt
+import measuring
 import numpy as np
-import record
+import provenance
 import tensorflow as tf
 
 from keras_mixavg import MixAvg
 
+COMMAND = "python benchmarks/speed/input_pipeline.py"
+RESULT = measuring.RESULTS / "input_pipeline.json"
 CLASSES = 100
 SIZES = ((128, 32, 64), (128, 64, 24), (64, 224, 6))  # batch, side, batches a round
 LAYERS = {
@@ -99,7 +101,7 @@ def measure_one(size, side, batches, dtype, calls, repeats):
     for _ in range(repeats + 1):
         for name, run in sides.items():
             run()  # uses up what parallel calls made ahead while others had their turn
-            times[name].append(record.seconds(run) / batches)
+            times[name].append(measuring.seconds(run) / batches)
     rows = []
     for name, values in times.items():
         rows.append(
@@ -110,7 +112,7 @@ def measure_one(size, side, batches, dtype, calls, repeats):
                 "dtype": dtype,
                 "parallel_calls": calls,
                 "ms_per_batch": 1e3 * statistics.median(values[1:]),
-                "quartiles_ms": [1e3 * q for q in record.quartiles(values[1:])],
+                "quartiles_ms": [1e3 * q for q in measuring.quartiles(values[1:])],
             }
         )
     by_name = {row["layer"]: row["ms_per_batch"] for row in rows}
@@ -123,7 +125,7 @@ def measure_one(size, side, batches, dtype, calls, repeats):
 
 def peak_memory(name, size, side, dtype):
     """MiB that a process peaks at which runs 20 batches through a layer."""
-    return record.peak_of(
+    return measuring.peak_of(
         "import input_pipeline as p\n"
         f"p.consumer({name!r}, p.make_batch({size}, {side}, {dtype!r}), '1', 20)()\n"
     )
@@ -135,7 +137,7 @@ def first_batches(name, size, side, dtype):
     In a process of its own, which has run TensorFlow before; the first is with the
     layer and the dataset made.
     """
-    output = record.output_of(
+    output = measuring.output_of(
         "import time, input_pipeline as p\n"
         f"batch = p.make_batch({size}, {side}, {dtype!r})\n"
         "next(iter(p.mapped('copy', batch, 'auto')))\n"
@@ -209,7 +211,7 @@ def table(results):
     for (dtype, batch, side, calls), layers in by_size(results).items():
         ours = layers["MixAvg"]
 
-        def faster(*names, layers=layers, ours=ours):
+        def times(*names, layers=layers, ours=ours):
             best = min(layers[name]["ms_per_batch"] for name in names)
             return f"{best / ours['ms_per_batch']:.1f}"
 
@@ -220,27 +222,29 @@ def table(results):
                 calls,
                 f"{ours['images_per_second']:,.0f}",
                 " to ".join(f"{value:,.0f}" for value in spread),
-                faster("keras MixUp"),
-                faster("keras MixUp", ours=layers["copy and seed"]),
-                faster("keras CutMix"),
-                faster("keras_cv MixUp", "keras_cv CutMix"),
+                times("keras MixUp"),
+                times("keras MixUp", ours=layers["copy and seed"]),
+                times("keras CutMix"),
+                times("keras_cv MixUp", "keras_cv CutMix"),
                 f"{ours['share_of_memory_limit']:.2f}",
                 *applied_cells(layers),
             ]
         )
-    text = record.markdown(
-        ["input", "calls", "images/s", "quartiles", "x keras MixUp"]
-        + ["a copy and a seed, x keras MixUp", "x keras CutMix", "x best of KerasCV"]
-        + ["share of the memory's limit", "apply, images/s", "apply, x keras MixUp"]
-        + ["apply, time of a copy"],
+    text = provenance.markdown(
+        ["batch", "parallel calls", "images/s", "quartiles", "times MixUp"]
+        + ["copy and seed, times MixUp", "times CutMix", "times the faster of KerasCV"]
+        + ["share of the memory limit", "applied, images/s", "applied, times MixUp"]
+        + ["applied, time relative to a copy"],
         rows,
     )
     text += first_table(results["first"])
     if results["memory"]:
         text += memory_table(results["memory"])
     packages = ["keras", "keras-cv", "tensorflow", "numpy"]
+    command = COMMAND + " --memory" * bool(results["memory"])
+    made = provenance.made_with(command, results, packages)
     return (
-        f"{text}{record.made_with(results, packages)}, n = {results['repeats']}.\n"
+        f"{text}{made}, n = {results['repeats']}.\n"
         "\n![Images per second of each layer](results/plots/input_pipeline.png)\n"
     )
 
@@ -261,13 +265,12 @@ def by_layer(rows, columns, cells):
     for row in rows:
         found[row["layer"]].append(cells(row))
     header = ["layer", *dict.fromkeys(map(columns, rows))]
-    return record.markdown(header, [[name, *of] for name, of in found.items()])
+    return provenance.markdown(header, [[name, *of] for name, of in found.items()])
 
 
 def first_table(rows):
-    text = (
-        "\nTo the first batch of the first epoch, and of a later one, ms, AUTOTUNE:\n\n"
-    )
+    text = "\nMilliseconds to the first batch of the first and of a later epoch, "
+    text += "with AUTOTUNE:\n\n"
     return text + by_layer(
         rows,
         lambda row: f"{row['dtype']}, {row['batch']} of {row['side']} px",
@@ -279,8 +282,8 @@ def first_table(rows):
 
 def memory_table(rows):
     plain = {row["dtype"]: row["peak_mib"] for row in rows if row["layer"] == "none"}
-    text = "\nPeak memory of a process that maps 20 batches, MiB beyond the same "
-    text += "process without a layer:\n\n"
+    text = "\nPeak memory of a process that maps 20 batches, in MiB above that of the "
+    text += "same process without a layer:\n\n"
     return text + by_layer(
         [row for row in rows if row["layer"] != "none"],
         lambda row: f"{row['dtype']}, {row['side']} px",
@@ -304,7 +307,7 @@ def plot(results):
     ax.grid(axis="y", alpha=0.3)
     ax.legend(ncols=4, loc="upper right")
     ax.set_ylim(top=4 * ax.get_ylim()[1])
-    record.save(figure, "input_pipeline")
+    provenance.save(figure, measuring.RESULTS / "plots/input_pipeline.png")
 
 
 def main():
@@ -312,14 +315,12 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--memory", action="store_true")
     args = parser.parse_args()
-    command = "python benchmarks/input_pipeline.py" + " --memory" * args.memory
+    command = COMMAND + " --memory" * args.memory
     figures = {"repeats": args.repeats, "rows": measure(args.repeats), "memory": []}
     figures["first"] = measure_first(args.repeats)
-    record.write("input_pipeline", command, **figures)  # the memory takes as long
+    provenance.write(RESULT, command, **figures)  # the memory takes as long
     if args.memory:
-        record.write(
-            "input_pipeline", command, **{**figures, "memory": measure_memory()}
-        )
+        provenance.write(RESULT, command, **{**figures, "memory": measure_memory()})
 
 
 if __name__ == "__main__":

@@ -1,22 +1,25 @@
-"""What does early stopping do to the method, and which way of stopping is the best?
+"""What does early stopping do to the method, and which way of stopping is best?
 
-    python benchmarks/early_stopping.py              # two settings, five seeds each
-    python benchmarks/early_stopping.py --smoke      # does it run? writes nothing
+    python benchmarks/accuracy/early_stopping.py            # two settings, five seeds
+    python benchmarks/accuracy/early_stopping.py --smoke    # writes nothing
 
-400 digits to train on, 200 to stop by, 1,197 to test, of another split for each seed;
-in a second setting a fifth of the training labels is wrong. `EarlyStopping` waits 8
-epochs for a better validation loss, of 100 at most, and restores the best weights.
-Writes `benchmarks/results/early_stopping.json`: each run. One that is there already is
-not run again, unless the settings have changed.
+Each seed splits the digits anew: 400 to train, 200 to validate, 1,197 to test. In the
+second setting a fifth of the training labels is wrong. `EarlyStopping` waits 8 epochs
+for a better validation loss, trains at most 100, and restores the best weights. Every
+run goes to `results/early_stopping.json`, and is not repeated unless the settings
+change.
 """
 
 import argparse
 import itertools
 import json
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import keras
 import numpy as np
-import record
+import provenance
 import tensorflow as tf
 from training import scores
 
@@ -26,7 +29,8 @@ EPOCHS, PATIENCE, BATCH = 100, 8, 50
 TRAIN, VALIDATION = 400, 200
 SEEDS = range(5)
 SETTINGS = {"right labels": 0.0, "a fifth of the labels wrong": 0.2}
-COMMAND = "python benchmarks/early_stopping.py"
+RESULT = Path(__file__).resolve().parent / "results/early_stopping.json"
+COMMAND = "python benchmarks/accuracy/early_stopping.py"
 
 
 def stopping(**arguments):
@@ -150,9 +154,9 @@ def measure(smoke, known):
 
 def known_runs():
     """Those of the file, if they are of these settings."""
-    if not (record.RESULTS / "early_stopping.json").exists():
+    if not RESULT.exists():
         return []
-    results = record.read("early_stopping")
+    results = provenance.read(RESULT)
     return results["runs"] if results["settings"] == settings() else []
 
 
@@ -175,8 +179,8 @@ def table(results):
         if not rows:
             continue
         header = ["way", "epochs", "accuracy %", "NLL", "NLL, scaled", "ECE %", "n"]
-        parts.append(f"With {title}:\n\n{record.markdown(header, rows)}")
-    made = record.made_with(results, ["keras", "tensorflow"])
+        parts.append(f"With {title}:\n\n{provenance.markdown(header, rows)}")
+    made = provenance.made_with(COMMAND, results, ["keras", "tensorflow"])
     return "\n".join(parts) + f"{made}.\n"
 
 
@@ -200,7 +204,7 @@ def main():
     smoke = parser.parse_args().smoke
     for runs in measure(smoke, [] if smoke else known_runs()):
         if not smoke:
-            record.write("early_stopping", COMMAND, settings=settings(), runs=runs)
+            provenance.write(RESULT, COMMAND, settings=settings(), runs=runs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the method adds to a training step, to an epoch of `fit`, and to the memory.
 
-    python benchmarks/training_step.py                      # an hour on two cores
-    python benchmarks/training_step.py --backends jax --only steps
+    python benchmarks/speed/training_step.py                      # an hour on two cores
+    python benchmarks/speed/training_step.py --backends jax --only steps
 
 `steps`: two models of one network, one trained with `CategoricalCrossentropy`, one with
 `SoftLabelCrossentropy` and `GlobalSoftLabel`, take turns: an epoch of `fit` each, in
@@ -12,7 +12,7 @@ after another; the two models take turns. `attached`: the same for `evaluate`, a
 of processes that train with and without, at 1,000 and 10,000 classes.
 
 All labels are averaged pairs; no input pipeline is measured. Each backend has a process
-of its own. Writes `benchmarks/results/training_step.json`.
+of its own. Writes `benchmarks/speed/results/training_step.json`.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import sys
 from collections import defaultdict
 from operator import itemgetter
 
-import record
+import measuring
+import provenance
 from two_models import (
     BATCH,
     FEATURES,
@@ -41,6 +42,8 @@ from two_models import (
 BACKENDS = ("tensorflow", "jax", "torch")
 CASES = [("fast_16", 10, 50), ("fast_16", 1000, 50), ("fast", 1000, 50)]
 IMAGES = (32, 32, 3)
+COMMAND = "python benchmarks/speed/training_step.py"
+RESULT = measuring.RESULTS / "training_step.json"
 GROWTH = [(k, BATCH) for k in (10, 100, 1000)] + [(1000, b) for b in (32, 512)]
 GROWTH += [(10_000, BATCH)]
 
@@ -118,7 +121,7 @@ def measure_memory(_):
     for classes in (1000, 10_000):
         peaks = {}
         for part, with_method in (("plain", False), ("method", True)):
-            peaks[part] = record.peak_of(
+            peaks[part] = measuring.peak_of(
                 "import two_models as t\n"
                 f"data = t.make_data((t.FEATURES,), {classes}, t.BATCH)\n"
                 f"model, callbacks = t.compiled(lambda: t.dense({classes}), "
@@ -176,22 +179,31 @@ def table(results):
         parts[row["part"]].append(row)
     text = steps_table(parts["steps"])
     if fits := parts["fits"] + parts["attached"]:
-        text += "\nOne `fit` or `evaluate` after another, each timed whole:\n\n"
+        text += "\nWhole calls of `fit` or `evaluate`, one after the other:\n\n"
         text += fits_table(fits)
-    text += "\nWhat (4) and (7) add to a step, and the callback to an epoch's end:\n\n"
+    text += "\nTime that (4) and (7) add to a step, and the callback to an epoch:\n\n"
     text += growth_table(parts["growth"])
     text += "\nPeak memory of a process that trains one dense layer:\n\n"
     text += memory_table(parts["memory"])
     packages = ["keras", "tensorflow", "jax", "torch"]
-    made = record.made_with(results, packages, f"batches of {results['batch']}")
+    made = provenance.made_with(
+        COMMAND, results, packages, f"batches of {results['batch']}"
+    )
     text += f"{made}, memory measured once.\n"
     return text + "\n![Added time against the arithmetic](results/plots/growth.png)\n"
 
 
 def steps_table(rows):
-    return record.markdown(
-        ["network", "classes", "backend", "n", "plain step, ms", "step, x plain"]
-        + ["steps an epoch", "epoch of fit, x plain"],
+    return provenance.markdown(
+        [
+            "network",
+            "classes",
+            "backend",
+            "n",
+            "plain step, ms",
+            "step, relative to plain",
+        ]
+        + ["steps an epoch", "epoch, relative to plain"],
         [
             [
                 row["network"],
@@ -209,9 +221,10 @@ def steps_table(rows):
 
 
 def fits_table(rows):
-    return record.markdown(
-        ["what", "steps", "classes", "backend", "n", "first, plain and ours, ms"]
-        + ["later, plain and ours, ms", "later, x plain", "compiled later"],
+    return provenance.markdown(
+        ["call", "steps", "classes", "backend", "n", "first, plain and ours, ms"]
+        + ["later, plain and ours, ms", "later, relative to plain"]
+        + ["compiled later, plain and ours"],
         [
             [
                 row["case"].replace("_", " "),
@@ -234,9 +247,9 @@ def compilations(new):
 
 
 def growth_table(rows):
-    return record.markdown(
+    return provenance.markdown(
         ["classes", "batch", "backend", "n", "added to a step, ms"]
-        + ["GFLOP of (4) and (7)", "at an epoch's end, ms"],
+        + ["GFLOP of (4) and (7)", "added to an epoch's end, ms"],
         [
             [
                 f"{row['classes']:,}",
@@ -253,9 +266,9 @@ def growth_table(rows):
 
 
 def memory_table(rows):
-    return record.markdown(
+    return provenance.markdown(
         ["classes", "backend", "plain, MiB", "with the method, MiB", "one table, MiB"]
-        + ["added, tables"],
+        + ["added, in tables"],
         [
             [
                 f"{row['classes']:,}",
@@ -291,7 +304,7 @@ def plot(results):
     )
     ax.grid(alpha=0.3)
     ax.legend()
-    record.save(figure, "growth")
+    provenance.save(figure, measuring.RESULTS / "plots/growth.png")
 
 
 def main():
@@ -306,16 +319,14 @@ def main():
         for row in MEASURE[args.part](args.repeats):
             print(json.dumps(row), flush=True)
         return
-    results = record.RESULTS / "training_step.json"
-    rows = record.read("training_step")["rows"] if results.exists() else []
+    rows = provenance.read(RESULT)["rows"] if RESULT.exists() else []
     for part in args.only:
         for backend in args.backends:
             new = measure(part, backend, args.repeats)
             rows = [
                 row for row in rows if (row["part"], row["backend"]) != (part, backend)
             ] + new
-            command = "python benchmarks/training_step.py"
-            record.write("training_step", command, batch=BATCH, rows=rows)
+            provenance.write(RESULT, COMMAND, batch=BATCH, rows=rows)
 
 
 if __name__ == "__main__":
