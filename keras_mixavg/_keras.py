@@ -10,6 +10,7 @@
 - `metric._direction`, set in metrics.py: what callbacks that monitor it look for
 - `model._compile_metrics`: which metrics get the labels of which output
 - the stateless scope of JAX: which variables a traced step carries
+- JAX' tracers and torch's device "meta", which Keras traces with
 
 All are the same in Keras 3.10 to 3.15 but for the name of the first. The tests run with
 the oldest and the newest. If a release moves one, only this file changes.
@@ -135,6 +136,15 @@ def sync_state(model: Any) -> None:
     """On JAX, fetch the variables of a model that trains from its last step."""
     if hasattr(model, "jax_state_sync") and get_stateless_scope() is None:
         model.jax_state_sync()
+
+
+def has_values(tensor: Any) -> bool:
+    """Whether a tensor holds values, rather than standing for some in a trace."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return not isinstance(tensor, jax.core.Tracer)
+    return getattr(getattr(tensor, "device", None), "type", None) != "meta"  # torch
 
 
 def traced_step() -> Any:

@@ -12,7 +12,7 @@ from keras_mixavg.batch import AS_IS, dtype_of, holds_class_numbers, is_float
 Tensor = Any
 
 
-def average_inputs(x: Tensor, partners: Tensor | None, ops: Any, _: Any) -> Tensor:
+def average_images(x: Tensor, partners: Tensor | None, ops: Any, _: Any) -> Tensor:
     """Equation (2). Floats and uint8 keep their dtype, other integers do not."""
     dtype = dtype_of(x)
     if partners is None:
@@ -68,7 +68,7 @@ def _average(values: Tensor, partners: Tensor, ops: Any) -> Tensor:
 
 
 AVERAGE = {
-    "inputs": average_inputs,
+    "images": average_images,
     "labels": average_labels,
     "weights": average_weights,
 }

@@ -1,66 +1,43 @@
-"""What the entries of a batch are, their checks, and putting a batch together again.
+"""What a batch is made of: its entries, their roles, and the leaves of each.
 
 A batch is `(x, y)`, `(x, y, sample_weight)` or a dict with `images` and `labels`.
 """
 
 import copy
-import reprlib
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-# What the entries of a tuple and of a dict are; any other key passes untouched.
-POSITIONS = ("inputs", "labels", "weights")
+# The roles of the entries of a tuple and of a dict; any other key passes untouched.
+# The images may be any inputs: sequences and features too.
+POSITIONS = ("images", "labels", "weights")
 KEYS = {
-    "images": "inputs",
+    "images": "images",
     "labels": "labels",
     "targets": "labels",
     "sample_weights": "weights",
     "sample_weight": "weights",
 }
-REFUSED_KEYS = ("bounding_boxes", "keypoints", "segmentation_masks")
 AS_IS = "as it is"  # instead of a number of classes: labels of any shape
 
 
 def role(key: Any) -> str:
-    """What an entry is, by its key or position: inputs, labels or weights."""
+    """Images, labels or weights, by the key or the position of an entry."""
     return POSITIONS[key] if isinstance(key, int) else KEYS[key]
 
 
-def roles(inputs: Any) -> dict[Any, str]:
-    """The roles of the entries that are to be averaged."""
-    if isinstance(inputs, dict):
-        refused = [key for key in REFUSED_KEYS if key in inputs]
-        if refused:
-            raise ValueError(
-                f"MixAvg averages images and labels, not {', '.join(refused)}. "
-                f"Received a dict with the keys {_keys(inputs)}. Remove "
-                "them before MixAvg, or use an augmentation made for them."
-            )
-        keys = [key for key in inputs if key in KEYS]
-        if not {"inputs", "labels"} <= {KEYS[key] for key in keys}:
-            raise ValueError(
-                "A dict for MixAvg must have the keys `images` and `labels` (or "
-                f"`targets`). Received the keys {_keys(inputs)}. Rename "
-                "yours, or pass a tuple (x, y)."
-            )
-    elif isinstance(inputs, (tuple, list)) and len(inputs) in (2, 3):
-        keys = list(range(len(inputs)))
+def roles(batch: Any) -> dict[Any, str]:
+    """The role of each entry that is to be averaged, by its key or position."""
+    if isinstance(batch, dict):
+        keys = [key for key in batch if key in KEYS]
     else:
-        length = (
-            f" of length {len(inputs)}" if isinstance(inputs, (tuple, list)) else ""
-        )
-        raise ValueError(
-            "MixAvg must be called on (x, y), (x, y, sample_weight) or a dict with "
-            f"`images` and `labels`. Received: {type(inputs).__name__}{length}. The "
-            "labels are averaged with the images, so pass both."
-        )
+        keys = list(range(len(batch)))
     return {
         key: role(key)
         for key in keys
-        if role(key) != "weights" or inputs[key] is not None
+        if role(key) != "weights" or batch[key] is not None
     }
 
 
@@ -141,24 +118,5 @@ def dtype_of(leaf: Any) -> str:
         return str(leaf.dtype)
 
 
-def has_values(tensor: Any) -> bool:
-    """Whether a tensor holds values, rather than standing for some in a trace."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return not isinstance(tensor, jax.core.Tracer)
-    return getattr(getattr(tensor, "device", None), "type", None) != "meta"  # torch
-
-
 def is_float(dtype: str) -> bool:
     return dtype in ("float16", "bfloat16", "float32", "float64")
-
-
-def brief(value: Any) -> str:
-    """`repr`, of a length that fits into a message."""
-    text = reprlib.repr(value).replace("\n", " ")
-    return text if len(text) <= 120 else f"{text[:100]}..."
-
-
-def _keys(batch: dict) -> str:
-    return brief(sorted(map(str, batch)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_mixavg import equations, training_warnings
+from keras_mixavg import checks, equations, training_warnings
 from keras_mixavg._keras import (
     evaluates_without,
     make_steps_anew,
@@ -22,7 +22,7 @@ from keras_mixavg.attaching import (
     soft_label_losses,
     warn_of_new_tables,
 )
-from keras_mixavg.losses import SoftLabelCrossentropy, refuse_multi_worker_strategy
+from keras_mixavg.losses import SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 
 COLLECT = ("correct", "all")
@@ -119,19 +119,16 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             raise ValueError(
                 f"`collect` must be one of {COLLECT}. Received: collect={collect!r}"
             )
-        if fade_out not in (None, LEARNING_RATE) and (
-            not isinstance(fade_out, numbers.Real) or not 0 <= fade_out <= 1
-        ):
-            raise ValueError(
-                "`fade_out` must be a float in [0, 1], the share of the epochs over "
-                f'which the weight falls to 0, or "{LEARNING_RATE}", in proportion to '
-                f"which it falls. Received: fade_out={fade_out!r}"
+        if fade_out is not None and fade_out != LEARNING_RATE:
+            fade_out = checks.checked_share(
+                fade_out,
+                "fade_out",
+                "the share of the epochs over which the weight falls to 0, or "
+                f'"{LEARNING_RATE}", in proportion to which it falls',
             )
         self.prior_count: float = float(prior_count)
         self.collect: str = collect
-        self.fade_out: float | str | None = (
-            float(fade_out) if isinstance(fade_out, numbers.Real) else fade_out
-        )
+        self.fade_out: float | str | None = fade_out
         self._epochs: int | None = None  # of the running `fit`
         self._highest_rate: float = 0.0  # of learning, in this training
         self._losses: dict[str, SoftLabelCrossentropy] = {}
@@ -180,7 +177,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
-        refuse_multi_worker_strategy(model)
+        checks.refuse_multi_worker_strategy(model)
         self._losses = soft_label_losses(model)
         params: dict[str, Any] = self.params or {}
         self._epochs = params.get("epochs")

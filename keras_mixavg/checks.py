@@ -1,21 +1,21 @@
-"""What a batch must be, and the message for one that is not."""
+"""What is refused, of arguments and of batches, and the message that says why."""
 
 import math
 import numbers
 import operator
+import reprlib
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from keras_mixavg._keras import in_tf_graph
+from keras_mixavg._keras import has_values, in_tf_graph, replicated_by_tensorflow
 from keras_mixavg.arrays import OnHost
 from keras_mixavg.batch import (
     AS_IS,
-    brief,
+    KEYS,
     dtype_of,
-    has_values,
     holds_class_numbers,
     holds_one_number,
     is_float,
@@ -23,24 +23,50 @@ from keras_mixavg.batch import (
     roles,
 )
 
+NOT_AVERAGED = ("bounding_boxes", "keypoints", "segmentation_masks")
 NOT_DENSE = ("RaggedTensor", "SparseTensor", "IndexedSlices", "BCOO", "BCSR")
 EXACT_UP_TO = {"float16": 2048, "bfloat16": 256}  # whole numbers
 
+# --- Arguments ------------------------------------------------------------------------
+
+
+def checked_share(value: Any, name: str, meaning: str) -> float:
+    """A float in [0, 1], whatever kind of number it came as."""
+    if hasattr(value, "dtype") and tuple(value.shape) == ():  # such as Keras' schedules
+        value = float(value)
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+        raise ValueError(
+            f"`{name}` must be a float in [0, 1], {meaning}. Received: "
+            f"{name}={brief(value)}"
+        )
+    return float(value)
+
+
+def checked_count(value: Any, name: str, least: int, meaning: str) -> int:
+    """An integer of at least `least`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or value < least
+    ):
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}, {meaning}. Received: "
+            f"{name}={brief(value)}"
+        )
+    return int(value)
+
 
 def checked_rate(rate: Any, name: str = "rate") -> float:
-    if hasattr(rate, "dtype") and tuple(rate.shape) == ():  # such as Keras' schedules
-        rate = float(rate)
-    if not isinstance(rate, numbers.Real) or not 0 <= float(rate) <= 1:
-        raise ValueError(
-            f"`{name}` must be a float in [0, 1], the probability that a sample is "
-            f"averaged. Received: {name}={brief(rate)}. (For the number of "
-            "classes pass `num_classes`.)"
-        )
-    return float(rate)
+    return checked_share(
+        rate,
+        name,
+        "the probability that a sample is averaged (the number of classes is "
+        "`num_classes`)",
+    )
 
 
 def checked_rate_of(rate: Callable[[int], float], epoch: int) -> float:
-    """The rate of an epoch, as the function tells it."""
+    """The rate that a function gives for an epoch."""
     try:
         value = rate(epoch)
     except Exception as error:
@@ -59,18 +85,13 @@ def checked_classes(num_classes: Any) -> Any:
         return {key: checked_classes(number) for key, number in num_classes.items()}
     if isinstance(num_classes, (list, tuple)):
         return [checked_classes(number) for number in num_classes]
-    if (
-        isinstance(num_classes, bool)
-        or not isinstance(num_classes, numbers.Integral)
-        or num_classes < 1
-    ):
-        raise ValueError(
-            "`num_classes` must be an integer of at least 2, None for labels that are "
-            "one-hot already, or 1 for single numbers to be averaged as they are; for "
-            "several heads a dict or a list of these. Received: "
-            f"num_classes={brief(num_classes)}"
-        )
-    return int(num_classes)
+    return checked_count(
+        num_classes,
+        "num_classes",
+        1,
+        "or None for labels that are one-hot already (1 is for single numbers to be "
+        "averaged as they are; several heads take a dict or a list of these)",
+    )
 
 
 def checked_seed(seed: Any) -> int | None:
@@ -85,8 +106,36 @@ def checked_seed(seed: Any) -> int | None:
         ) from None
 
 
+def refuse_multi_worker_strategy(model: Any = None) -> None:
+    """Raise where Keras 3 would fail later, with a message about something else."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    made_under = model.distribute_strategy if replicated_by_tensorflow(model) else None
+    strategy = made_under or tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise RuntimeError(
+            "Keras 3 does not train under tf.distribute.MultiWorkerMirroredStrategy. "
+            "To train on several machines set KERAS_BACKEND=jax, and in each process "
+            "call keras.distribution.initialize(...) and "
+            "keras.distribution.set_distribution(keras.distribution.DataParallel()); "
+            "see `Several machines` in docs/backends.md."
+        )
+
+
+def brief(value: Any) -> str:
+    """`repr`, of a length that fits into a message."""
+    text = reprlib.repr(value).replace("\n", " ")
+    return text if len(text) <= 120 else f"{text[:100]}..."
+
+
+# --- Batches --------------------------------------------------------------------------
+
+
 def check(batch: Any, num_classes: Any) -> None:
     """Refuse what cannot be averaged, and say what to do."""
+    _check_entries(batch)
     leaves: list[tuple[str, Any]] = []
     for key, kind in roles(batch).items():
         name = f"`{key}`" if isinstance(key, str) else ("`x`", "`y`", "`w`")[key]
@@ -109,7 +158,7 @@ def check(batch: Any, num_classes: Any) -> None:
 def warn_of_token_ids(batch: Any) -> bool:
     """Warn, and say so, if an input looks like token ids or categories."""
     for key, kind in roles(batch).items():
-        for leaf in keras.tree.flatten(batch[key]) if kind == "inputs" else ():
+        for leaf in keras.tree.flatten(batch[key]) if kind == "images" else ():
             dtype = dtype_of(leaf)
             axes = 2 if "16" in dtype else 3  # pictures of 16 bits have three
             if "int" in dtype and dtype != "uint8" and len(leaf.shape) <= axes:
@@ -123,6 +172,32 @@ def warn_of_token_ids(batch: Any) -> bool:
                 )
                 return True
     return False
+
+
+def _check_entries(batch: Any) -> None:
+    if isinstance(batch, dict):
+        keys = brief(sorted(map(str, batch)))
+        refused = [key for key in NOT_AVERAGED if key in batch]
+        if refused:
+            raise ValueError(
+                f"MixAvg averages images and labels, not {', '.join(refused)}. "
+                f"Received a dict with the keys {keys}. Remove "
+                "them before MixAvg, or use an augmentation made for them."
+            )
+        if not {"images", "labels"} <= {KEYS[key] for key in batch if key in KEYS}:
+            raise ValueError(
+                "A dict for MixAvg must have the keys `images` and `labels` (or "
+                f"`targets`). Received the keys {keys}. Rename "
+                "yours, or pass a tuple (x, y)."
+            )
+    elif not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        is_sequence = isinstance(batch, (tuple, list))
+        length = f" of length {len(batch)}" if is_sequence else ""
+        raise ValueError(
+            "MixAvg must be called on (x, y), (x, y, sample_weight) or a dict with "
+            f"`images` and `labels`. Received: {type(batch).__name__}{length}. The "
+            "labels are averaged with the images, so pass both."
+        )
 
 
 def _check_is_array(name: str, entry: Any) -> None:

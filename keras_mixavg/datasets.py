@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from keras_mixavg import checks
-from keras_mixavg.batch import brief
 from keras_mixavg.current_epoch import ENDLESS, CurrentEpoch
 
 Tensor = Any
@@ -188,8 +187,8 @@ def _iterations(
         raise ValueError(
             "`epoch` must be a keras_mixavg.CurrentEpoch, which `fit` gets too, or an "
             "integer tensor or variable that holds the epoch when an iteration begins. "
-            f"Received: epoch={brief(epoch)}. In a loop of your own assign the number "
-            "to tf.Variable(0)."
+            f"Received: epoch={checks.brief(epoch)}. In a loop of your own assign the "
+            "number to tf.Variable(0)."
         )
     return lambda: (tf.cast(epoch, "int64"), tf.constant(ENDLESS, "int64"))
 

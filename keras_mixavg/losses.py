@@ -1,7 +1,6 @@
 """SoftLabelCrossentropy: the cross-entropy that reads the table."""
 
 import json
-import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +8,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mixavg import equations, keras_metrics
+from keras_mixavg import checks, equations, keras_metrics
 from keras_mixavg._keras import (
     get_keras_mask,
     has_steps_of_its_own,
+    has_values,
     metrics_of,
-    replicated_by_tensorflow,
     sync_state,
     traced_step,
 )
-from keras_mixavg.batch import has_values
 from keras_mixavg.soft_label_table import SoftLabelTable
 
 Tensor = Any
@@ -104,18 +102,15 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         reduction: str | None = "sum_over_batch_size",
         dtype: Any = None,
     ) -> None:
-        if num_classes is not None and (
-            not isinstance(num_classes, numbers.Integral) or num_classes < 2
-        ):
-            raise ValueError(
-                "`num_classes` must be an integer of at least 2, or None to take it "
-                f"from the predictions. Received: num_classes={num_classes!r}"
+        if num_classes is not None:
+            num_classes = checks.checked_count(
+                num_classes, "num_classes", 2, "or None to take it from the predictions"
             )
-        refuse_multi_worker_strategy()
+        checks.refuse_multi_worker_strategy()
         if callable(global_weight):
             _check_can_be_saved(global_weight)
         else:
-            _check_weight(global_weight, "global_weight")
+            global_weight = _checked_weight(global_weight, "global_weight")
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.num_classes = num_classes
         self.global_weight = global_weight
@@ -130,10 +125,8 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     def weight_at(self, epoch: int) -> float:
         """The weight of the global soft label in an epoch from 0, before it fades."""
         if not callable(self.global_weight):
-            return float(self.global_weight)
-        weight = float(self.global_weight(epoch))
-        _check_weight(weight, f"global_weight({epoch})")
-        return weight
+            return self.global_weight
+        return _checked_weight(self.global_weight(epoch), f"global_weight({epoch})")
 
     def __call__(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
@@ -282,30 +275,10 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         return loss
 
 
-def refuse_multi_worker_strategy(model: Any = None) -> None:
-    """Raise where Keras 3 would fail later, with a message about something else."""
-    if keras.backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf
-
-    made_under = model.distribute_strategy if replicated_by_tensorflow(model) else None
-    strategy = made_under or tf.distribute.get_strategy()
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        raise RuntimeError(
-            "Keras 3 does not train under tf.distribute.MultiWorkerMirroredStrategy. "
-            "To train on several machines set KERAS_BACKEND=jax, and in each process "
-            "call keras.distribution.initialize(...) and "
-            "keras.distribution.set_distribution(keras.distribution.DataParallel()); "
-            "see `Several machines` in docs/backends.md."
-        )
-
-
-def _check_weight(weight: Any, name: str) -> None:
-    if not isinstance(weight, numbers.Real) or not 0 <= float(weight) <= 1:
-        raise ValueError(
-            f"`{name}` must be a float in [0, 1], the share of the global soft label "
-            f"in the target. Received: {weight!r}"
-        )
+def _checked_weight(weight: Any, name: str) -> float:
+    return checks.checked_share(
+        weight, name, "the share of the global soft label in the target"
+    )
 
 
 def _check_can_be_saved(function: Callable[[int], float]) -> None:

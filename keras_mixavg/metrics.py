@@ -1,12 +1,11 @@
 """SoftLabelAccuracy and SoftLabelTopKAccuracy: accuracy for averaged pairs."""
 
-import numbers
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_mixavg import equations
+from keras_mixavg import checks, equations
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -82,13 +81,9 @@ class SoftLabelTopKAccuracy(keras.metrics.MeanMetricWrapper):
     def __init__(
         self, k: int = 5, name: str = "top_k_accuracy", dtype: Any = None
     ) -> None:
-        if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
-            raise ValueError(
-                "`k` must be an integer of at least 1, the number of predictions that "
-                f"count. Received: k={k!r}"
-            )
-        super().__init__(fn=_top_k_accuracy, name=name, dtype=dtype, k=int(k))
-        self.k: int = int(k)
+        k = checks.checked_count(k, "k", 1, "the number of predictions that count")
+        super().__init__(fn=_top_k_accuracy, name=name, dtype=dtype, k=k)
+        self.k: int = k
 
     def get_config(self) -> dict[str, Any]:
         return {"k": self.k, "name": self.name, "dtype": self.dtype}

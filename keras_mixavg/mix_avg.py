@@ -11,9 +11,9 @@ import numpy as np
 
 from keras_mixavg import averaging, checks, datasets, equations
 from keras_mixavg import batch as batches
-from keras_mixavg._keras import DataLayer, in_tf_graph
+from keras_mixavg._keras import DataLayer, has_values, in_tf_graph
 from keras_mixavg.arrays import Draws, OnHost, as_before, data_loader_worker
-from keras_mixavg.batch import AS_IS, dtype_of, has_values, holds_one_number, is_float
+from keras_mixavg.batch import AS_IS, dtype_of, holds_one_number, is_float
 
 Tensor = Any
 Rate = float | Callable[[int], float]
@@ -237,7 +237,7 @@ class MixAvg(DataLayer):
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         def spec(leaf: Any, role: str, num_classes: Any) -> keras.KerasTensor:
             dtype, shape = dtype_of(leaf), tuple(leaf.shape)
-            if role == "inputs":
+            if role == "images":
                 keeps = dtype == "uint8" or is_float(dtype)
                 return keras.KerasTensor(shape, dtype if keeps else "float32")
             if role == "labels" and holds_one_number(leaf) and num_classes != AS_IS:

@@ -612,7 +612,7 @@ def test_images_and_quantities_bring_no_warning(dtype):
     [
         ({"rate": -0.1}, r"`rate` must be a float in \[0, 1\].*rate=-0.1"),
         ({"rate": 1.5}, r"`rate` must be a float in \[0, 1\].*rate=1.5"),
-        ({"rate": 10}, r"rate=10.*pass `num_classes`"),
+        ({"rate": 10}, r"number of classes is `num_classes`.*rate=10"),
         ({"rate": float("nan")}, "`rate` must be.*rate=nan"),
         ({"rate": "half"}, "`rate` must be.*rate='half'"),
         ({"num_classes": 0}, "`num_classes` must be an integer.*num_classes=0"),
