@@ -48,8 +48,15 @@ def entries(batch: Any) -> Any:
     return tuple(batch[key] for key in roles(batch))
 
 
+def size(entries: Any, ops: Any) -> Any:
+    """The number of samples: an int, or a scalar tensor if it is not known."""
+    leaves = keras.tree.flatten(entries)
+    known = [leaf.shape[0] for leaf in leaves if leaf.shape[0] is not None]
+    return known[0] if known else ops.shape(leaves[0])[0]
+
+
 def map_entries(
-    function: Callable[[Any, str, Any], Any], parts: Any, num_classes: Any
+    function: Callable[[Any, str, Any], Any], entries: Any, num_classes: Any
 ) -> Any:
     """`function(leaf, role, num_classes)` of every leaf of a tuple or dict of entries.
 
@@ -62,16 +69,16 @@ def map_entries(
         classes = num_classes if kind == "labels" else None
         return map_heads(lambda leaf, own: function(leaf, kind, own), entry, classes)
 
-    if isinstance(parts, dict):
-        return {key: mapped(key, entry) for key, entry in parts.items()}
-    return tuple(mapped(key, entry) for key, entry in enumerate(parts))
+    if isinstance(entries, dict):
+        return {key: mapped(key, entry) for key, entry in entries.items()}
+    return tuple(mapped(key, entry) for key, entry in enumerate(entries))
 
 
 def map_heads(function: Callable[[Any, Any], Any], entry: Any, num_classes: Any) -> Any:
     """`function(leaf, num_classes)` for a `num_classes` of the same structure."""
     if isinstance(num_classes, dict):
         own = {key: entry[key] for key in num_classes}
-        return merged(
+        return with_entries(
             entry,
             {
                 key: map_heads(function, head, _of_a_head(num_classes[key]))
@@ -80,7 +87,7 @@ def map_heads(function: Callable[[Any, Any], Any], entry: Any, num_classes: Any)
         )
     if isinstance(num_classes, (list, tuple)):
         heads = zip(entry, map(_of_a_head, num_classes), strict=True)
-        return merged(entry, [map_heads(function, *head) for head in heads])
+        return with_entries(entry, [map_heads(function, *head) for head in heads])
     return keras.tree.map_structure(lambda leaf: function(leaf, num_classes), entry)
 
 
@@ -88,14 +95,14 @@ def _of_a_head(num_classes: Any) -> Any:
     return AS_IS if num_classes is None else num_classes
 
 
-def merged(batch: Any, averaged: Any) -> Any:
-    """The batch with its averaged entries, in the structure that came."""
-    if isinstance(averaged, dict):
+def with_entries(batch: Any, entries: Any) -> Any:
+    """The batch with these entries in place of its own, in the structure that came."""
+    if isinstance(entries, dict):
         result = copy.copy(batch)
-        result.update(averaged)
+        result.update(entries)
         return result
     make = getattr(type(batch), "_make", type(batch))  # named tuples have _make
-    return make([*averaged, *batch[len(averaged) :]])
+    return make([*entries, *batch[len(entries) :]])
 
 
 def holds_one_number(y: Any) -> bool:
@@ -106,6 +113,13 @@ def holds_one_number(y: Any) -> bool:
 def holds_class_numbers(y: Any, num_classes: Any) -> bool:
     """One number each: integers, booleans, or floats, as Keras' layers cast them."""
     return num_classes not in (AS_IS, 1) and holds_one_number(y)
+
+
+def as_numpy(leaf: Any) -> np.ndarray:
+    """The values of a leaf on the host, of whatever library it is."""
+    if hasattr(leaf, "detach"):  # torch's
+        leaf = leaf.detach().cpu()
+    return np.asarray(leaf)
 
 
 def dtype_of(leaf: Any) -> str:

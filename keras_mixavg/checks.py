@@ -11,10 +11,10 @@ from typing import Any
 import keras
 
 from keras_mixavg._keras import has_values, in_tf_graph, replicated_by_tensorflow
-from keras_mixavg.arrays import OnHost
 from keras_mixavg.batch import (
     AS_IS,
     KEYS,
+    as_numpy,
     dtype_of,
     holds_class_numbers,
     holds_one_number,
@@ -153,6 +153,17 @@ def check(batch: Any, num_classes: Any) -> None:
                 f"Received: {leaves[0][0]} of shape {_shape(leaves[0][1])} and {name} "
                 f"of shape {_shape(leaf)}. Batch the dataset before MixAvg."
             )
+
+
+def check_rng(rng: Any, entries: Any) -> None:
+    """Refuse a generator where a graph is made, and would be read once for it."""
+    leaves = keras.tree.flatten(entries)
+    if rng is not None and (in_tf_graph() or not all(map(has_values, leaves))):
+        raise ValueError(
+            "`rng` draws once, when a graph is made, and every batch would have the "
+            "same pairs. Leave it out inside a graph; call the layer on the dataset, "
+            "dataset.apply(layer), for pairs that a seed fixes."
+        )
 
 
 def warn_of_token_ids(batch: Any) -> bool:
@@ -340,21 +351,22 @@ def _check_labels(name: str, y: Any, num_classes: Any) -> None:
 
 
 def _check_values(y: Any, num_classes: int | None) -> None:
-    """Refuse labels that are none where their values are known already."""
-    if isinstance(y, keras.KerasTensor) or in_tf_graph() or not has_values(y):
-        return
+    """Refuse numbers that are no labels: now, or in a graph when it runs."""
     if num_classes is None and "int" not in dtype_of(y):
         return
-    values = OnHost.convert_to_tensor(y).astype("float64")
-    good = (values >= 0) & (values < (num_classes or 2)) & (values % 1 == 0)
-    if not good.all():
-        raise ValueError(f"{_expected(num_classes)}{values[~good][:10].tolist()}")
+    if in_tf_graph() and not isinstance(y, keras.KerasTensor):
+        _assert_values(y, num_classes)
+    elif has_values(y) and not isinstance(y, keras.KerasTensor):
+        values = as_numpy(y).astype("float64")
+        good = (values >= 0) & (values < (num_classes or 2)) & (values % 1 == 0)
+        if not good.all():
+            raise ValueError(f"{_expected(num_classes)}{values[~good][:10].tolist()}")
 
 
-def assert_values(y: Any, num_classes: int | None) -> None:
-    """The same in a graph of TensorFlow, where they are known when it runs."""
+def _assert_values(y: Any, num_classes: int | None) -> None:
     import tensorflow as tf
 
+    y = tf.convert_to_tensor(y)
     number = tf.cast(y, "int64")
     good = (number >= 0) & (number < (num_classes or 2))
     if y.dtype.is_floating:

@@ -6,6 +6,7 @@ dataset can be serialized, and its iterators can be saved.
 """
 
 import numbers
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,38 +18,39 @@ from keras_mixavg.current_epoch import ENDLESS, CurrentEpoch
 Tensor = Any
 Dataset = Any
 
-MANY_EPOCHS = 2**31 - 1
+MAX_EPOCHS = 2**31 - 1
 AUTOTUNE = -1  # `tf.data.AUTOTUNE`, where TensorFlow is not imported yet
 
 
+def is_dataset(batch: Any) -> bool:
+    tf = sys.modules.get("tensorflow")  # without it there is none
+    return tf is not None and isinstance(batch, tf.data.Dataset)
+
+
 def with_keys(dataset: Dataset, seed: int | None, rate: Any, epoch: Any) -> Dataset:
-    """Elements `(batch, (key, rate))`, one for each batch of a dataset.
+    """Elements `(batch, key)`, one for each batch of a dataset.
 
     Args:
         dataset: of batches.
         seed: int, or None for keys that differ in each run.
-        rate: float, or a function of the epoch.
+        rate: float, or a function of the epoch. With 0 nothing is drawn, and the
+            elements are `(batch,)`.
         epoch: as of `MixAvg`'s call. With None each iteration has other keys.
 
     Returns:
-        A dataset of the same length. Each key is `(2,)` int64, each rate a float32.
+        A dataset of the same length. Each key is `(numbers, rate)`, see `draws.Key`.
     """
     import tensorflow as tf
 
+    if not callable(rate) and rate == 0:
+        return tf.data.Dataset.zip((dataset,))
     if epoch is None:
         _check_none_is_needed(rate)
         rates = tf.data.Dataset.from_tensors(np.float32(rate)).repeat()
-        keyed = tf.data.Dataset.zip(_random_keys(seed), rates)
+        keys = tf.data.Dataset.zip(_random_numbers(seed), rates)
     else:
-        keyed = _keys_of_epochs(seed, _epochs(dataset, rate, epoch))
-    return tf.data.Dataset.zip(dataset, keyed)
-
-
-def wrapped(dataset: Dataset) -> Dataset:
-    """Elements `(batch,)`, so that a map gets a batch of any structure as one."""
-    import tensorflow as tf
-
-    return tf.data.Dataset.zip((dataset,))
+        keys = _keys_of_epochs(seed, _epochs(dataset, rate, epoch))
+    return tf.data.Dataset.zip(dataset, keys)
 
 
 def mapped(
@@ -59,28 +61,6 @@ def mapped(
 
     function = tf.autograph.experimental.do_not_convert(function)
     return dataset.map(function, num_parallel_calls=parallel_calls)
-
-
-def draw(key: Tensor, size: Any, rate: Any) -> Tensor:
-    """Equation (1), and `rate` of equation (2), in as few operations as it takes.
-
-    Args:
-        key: `(2,)` int64. The same key gives the same pairs.
-        size: int, or a scalar integer tensor: the samples of the batch.
-        rate: float, or a scalar tensor.
-
-    Returns:
-        `(size,)` int32: the partner of each sample, itself if it is not averaged.
-    """
-    import tensorflow as tf
-
-    samples = tf.range(size)
-    uniform = tf.raw_ops.StatelessRandomUniform(shape=[2, size], seed=key)
-    by_value, chance = tf.unstack(uniform)
-    order = tf.raw_ops.TopKV2(input=by_value, k=size, sorted=True).indices
-    # partners[order[i]] = order[i + 1]
-    partners = tf.dynamic_stitch([order], [tf.roll(order, -1, axis=0)])
-    return tf.ensure_shape(tf.where(chance < rate, partners, samples), samples.shape)
 
 
 def _check_none_is_needed(rate: Any) -> None:
@@ -103,8 +83,8 @@ def _check_none_is_needed(rate: Any) -> None:
         )
 
 
-def _random_keys(seed: int | None) -> Dataset:
-    """Without end: other keys in each iteration, with a seed always in this order."""
+def _random_numbers(seed: int | None) -> Dataset:
+    """Endless: others in each iteration, with a seed always in the same order."""
     import tensorflow as tf
 
     if seed is None:
@@ -139,8 +119,8 @@ def _keys_of_epochs(seed: int | None, epochs: Dataset) -> Dataset:
     keyed = keyed.repeat()  # never does, but tells `zip` that it will not be short
     if seed is not None:
         return keyed
-    both = tf.data.Dataset.zip(_random_keys(None), keyed)
-    return mapped(both, lambda key, same: (key, same[1]), None)
+    both = tf.data.Dataset.zip(_random_numbers(None), keyed)
+    return mapped(both, lambda numbers, key: (numbers, key[1]), None)
 
 
 def _epochs(dataset: Dataset, rate: Any, epoch: Any) -> Dataset:
@@ -155,7 +135,7 @@ def _epochs(dataset: Dataset, rate: Any, epoch: Any) -> Dataset:
 
     def from_the_first(_: Tensor) -> Dataset:
         first, batches = begin()
-        epochs = tf.data.Dataset.range(first, MANY_EPOCHS)
+        epochs = tf.data.Dataset.range(first, MAX_EPOCHS)
         return mapped(epochs, lambda e: (e, _rate_of(rate, e), batches), None)
 
     return one.flat_map(tf.autograph.experimental.do_not_convert(from_the_first))

@@ -1,29 +1,35 @@
 """MixAvg: draws a pairing, then applies it to everything in the batch."""
 
+import functools
 import random
-import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_mixavg import averaging, checks, datasets, equations
+from keras_mixavg import averaging, checks, datasets, draws
 from keras_mixavg import batch as batches
-from keras_mixavg._keras import DataLayer, has_values, in_tf_graph
-from keras_mixavg.arrays import Draws, OnHost, as_before, data_loader_worker
+from keras_mixavg._keras import DataLayer, in_tf_graph
+from keras_mixavg.averaging import OnHost
 from keras_mixavg.batch import AS_IS, dtype_of, holds_one_number, is_float
 
 Tensor = Any
 Rate = float | Callable[[int], float]
 
-ONE_AT_A_TIME = threading.Lock()  # a seed generator is read, then written
-RNG_IN_A_GRAPH = (
-    "`rng` draws once, when a graph is made, and every batch would have the same "
-    "pairs. Leave it out inside a graph; call the layer on the dataset, "
-    "dataset.apply(layer), for pairs that a seed fixes."
-)
+
+def _not_converted(method: Callable) -> Callable:
+    """AutoGraph would take seconds to read all this, and find nothing to convert."""
+
+    @functools.wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if not in_tf_graph():
+            return method(*args, **kwargs)
+        import tensorflow as tf
+
+        return tf.autograph.experimental.do_not_convert(method)(*args, **kwargs)
+
+    return called
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -119,7 +125,7 @@ class MixAvg(DataLayer):
         self.seed = checks.checked_seed(seed)
         first = random.randint(1, 10**9) if self.seed is None else self.seed
         self.generator = keras.random.SeedGenerator(first)
-        self._draws = Draws(first)
+        self._generators = draws.HostGenerators(first)
         self._warned = False
         self._convert_input_args = False  # strings and integers pass as they are
         self.built = True
@@ -128,10 +134,11 @@ class MixAvg(DataLayer):
     def compute_dtype(self) -> None:
         """None: every tensor keeps its own dtype."""
 
+    @_not_converted
     def __call__(
         self,
         *inputs: Any,
-        rng: np.random.Generator | None = None,
+        rng: np.random.Generator | draws.Key | None = None,
         epoch: Any = None,
         **kwargs: Any,
     ) -> Any:
@@ -143,8 +150,8 @@ class MixAvg(DataLayer):
                 "`images` and `labels`. Received no positional argument."
             )
         batch = inputs[0] if len(inputs) == 1 else tuple(inputs)
-        if _is_dataset(batch):
-            return self._of_dataset(batch, epoch, **kwargs)
+        if datasets.is_dataset(batch):
+            return self._map(batch, epoch, **kwargs)
         if epoch is not None:
             raise ValueError(
                 "`epoch` goes with a `tf.data.Dataset`: layer(dataset, epoch=...). "
@@ -154,40 +161,37 @@ class MixAvg(DataLayer):
             )
         if rng is not None:
             kwargs["rng"] = rng
-        if not in_tf_graph():
-            return self._of_batch(batch, **kwargs)
-        import tensorflow as tf
-
-        # AutoGraph would take seconds to read all this, and find nothing to convert.
-        of_batch = tf.autograph.experimental.do_not_convert(self._of_batch)
-        return of_batch(batch, **kwargs)
-
-    def _of_batch(self, batch: Any, **kwargs: Any) -> Any:
-        averages = kwargs.get("training", True) is not False and self.rate != 0
-        self._check(batch, averages)
+        training = kwargs.get("training", True)
+        self._check(batch, averages=training is not False and self.rate != 0)
         entries = batches.entries(batch)
-        leaves = keras.tree.flatten(entries)
-        if not in_tf_graph() and self._are_ours(leaves):
+        if not in_tf_graph() and self._on_backend(entries):
             # Keras refuses tensors beside arrays.
             convert = self.backend.convert_to_tensor
             entries = keras.tree.map_structure(convert, entries)
-        return batches.merged(batch, super().__call__(entries, **kwargs))
+        return batches.with_entries(batch, super().__call__(entries, **kwargs))
+
+    def _map(self, dataset: Any, epoch: Any, training: bool | None = True) -> Any:
+        """The layer called on each batch of a dataset, with the batch's own key."""
+        rate = self.rate if training else 0.0
+        keyed = datasets.with_keys(dataset, self.seed, rate, epoch)
+
+        def of_batch(batch: Any, key: tuple | None = None) -> Any:
+            rng = None if key is None else draws.Key(*key)
+            return self(batch, rng=rng, training=bool(training))
+
+        return datasets.mapped(keyed, of_batch)
 
     def call(
         self,
         inputs: Any,
         training: bool | None = True,
-        rng: np.random.Generator | None = None,
+        rng: np.random.Generator | draws.Key | None = None,
     ) -> Any:
+        ops = self.backend if self._on_backend(inputs) else OnHost
         partners = None
         if training and self.rate != 0:
-            leaves = keras.tree.flatten(inputs)
-            if rng is not None and (in_tf_graph() or not all(map(has_values, leaves))):
-                raise ValueError(RNG_IN_A_GRAPH)
-            if rng is None and not self._are_ours(leaves):
-                rng = self._draws.next()
-            partners = self.draw(_size(inputs, self.backend), rng)
-        return self._averaged(inputs, partners)
+            partners = self._partners(batches.size(inputs, ops), inputs, rng)
+        return averaging.average_entries(inputs, partners, self.num_classes, ops)
 
     def draw(self, batch_size: Any, rng: np.random.Generator | None = None) -> Tensor:
         """Draw the partner of each sample: equation (1), and `rate` of equation (2).
@@ -208,17 +212,9 @@ class MixAvg(DataLayer):
                 "with a fixed `rate` for each epoch."
             )
         if rng is not None:
-            xp: Any = np
-            order = rng.permutation(batch_size).astype("int32")
-            chance = rng.random(batch_size)
-        else:
-            xp, seed = self.backend.numpy, self._get_seed_generator(self.backend.name)
-            samples = xp.arange(batch_size, dtype="int32")
-            with ONE_AT_A_TIME:
-                order = self.backend.random.shuffle(samples, seed=seed)
-                chance = self.backend.random.uniform((batch_size,), seed=seed)
-        samples = xp.arange(batch_size, dtype="int32")
-        return xp.where(chance < self.rate, equations.pairing(order, xp), samples)
+            return draws.from_generator(rng, batch_size, self.rate)
+        seed = self._get_seed_generator(self.backend.name)
+        return draws.from_keras(self.backend, seed, batch_size, self.rate)
 
     def apply(self, inputs: Any, partners: Tensor | None) -> Any:
         """Average every sample with its partner: equations (2) and (3).
@@ -230,9 +226,11 @@ class MixAvg(DataLayer):
         Returns:
             As from a call of the layer.
         """
-        self._check(inputs, partners is not None)
-        averaged = self._averaged(batches.entries(inputs), partners)
-        return batches.merged(inputs, averaged)
+        self._check(inputs, averages=partners is not None)
+        entries = batches.entries(inputs)
+        ops = self.backend if self._on_backend(entries) else OnHost
+        averaged = averaging.average_entries(entries, partners, self.num_classes, ops)
+        return batches.with_entries(inputs, averaged)
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         def spec(leaf: Any, role: str, num_classes: Any) -> keras.KerasTensor:
@@ -254,9 +252,8 @@ class MixAvg(DataLayer):
             "rate": (
                 keras.saving.serialize_keras_object(rate) if callable(rate) else rate
             ),
-            "num_classes": checks.checked_classes(
-                self.num_classes
-            ),  # in plain containers
+            # in plain containers, not in those that Keras tracks
+            "num_classes": checks.checked_classes(self.num_classes),
             "seed": self.seed,
         }
 
@@ -279,67 +276,34 @@ class MixAvg(DataLayer):
             "trainable": self.trainable,
             "dtype": self.dtype_policy.name,
         }
-        return _copied, (config, self._draws.of_a_copy())
+        return _copied, (config, self._generators.new_copy())
 
     def _check(self, batch: Any, averages: bool) -> None:
         checks.check(batch, self.num_classes)
         if averages and not self._warned:
             self._warned = checks.warn_of_token_ids(batch)
 
-    def _of_dataset(self, dataset: Any, epoch: Any, training: bool = True) -> Any:
-        if not training or self.rate == 0:
-            return datasets.mapped(datasets.wrapped(dataset), self._mixed)
-        keyed = datasets.with_keys(dataset, self.seed, self.rate, epoch)
-        return datasets.mapped(keyed, self._mixed)
+    def _partners(self, size: Any, entries: Any, rng: Any) -> Tensor:
+        if isinstance(rng, draws.Key):
+            return draws.from_key(rng, size)
+        checks.check_rng(rng, entries)
+        if rng is None and not self._on_backend(entries):
+            rng = self._generators.next()
+        return self.draw(size, rng)
 
-    def _mixed(self, batch: Any, key_and_rate: Any = None) -> Any:
-        """A batch of a dataset, with the pairs of its key."""
-        self._check(batch, key_and_rate is not None)
-        entries = batches.entries(batch)
-        ops, partners = type(self.backend)("tensorflow"), None
-        if key_and_rate is not None:
-            key, rate = key_and_rate
-            partners = datasets.draw(key, _size(entries, ops), rate)
-        return batches.merged(batch, self._averaged(entries, partners, ops))
-
-    def _are_ours(self, leaves: list[Any]) -> bool:
-        """Whether the backend computes them, rather than NumPy."""
+    def _on_backend(self, entries: Any) -> bool:
+        """Whether the backend computes these, rather than NumPy."""
         if in_tf_graph():
             return True
-        if data_loader_worker() is not None:  # which must not touch the device
+        if draws.data_loader_worker() is not None:  # which must not touch the device
             return False
         # For Keras' numpy backend arrays are tensors.
+        leaves = keras.tree.flatten(entries)
         leaves = [leaf for leaf in leaves if not isinstance(leaf, np.ndarray)]
         return any(map(self.backend.is_tensor, leaves))
-
-    def _averaged(self, entries: Any, partners: Any, ops: Any = None) -> Any:
-        leaves = keras.tree.flatten(entries)
-        if ops is None:
-            ops = self.backend if self._are_ours(leaves) else OnHost
-        if partners is not None:
-            partners = ops.convert_to_tensor(partners)
-
-        def averaged(leaf: Any, role: str, num_classes: Any) -> Tensor:
-            tensor = ops.convert_to_tensor(leaf)
-            result = averaging.AVERAGE[role](tensor, partners, ops, num_classes)
-            return as_before(leaf, result) if ops is OnHost else result
-
-        return batches.map_entries(averaged, entries, self.num_classes)
 
 
 def _copied(config: dict[str, Any], copy: Any) -> MixAvg:
     layer = MixAvg(**config)
-    layer._draws.become(copy)
+    layer._generators.become(copy)
     return layer
-
-
-def _size(entries: Any, ops: Any) -> Any:
-    """The samples of a batch: an int, or a scalar tensor if that is not known."""
-    leaves = keras.tree.flatten(entries)
-    known = [leaf.shape[0] for leaf in leaves if leaf.shape[0] is not None]
-    return known[0] if known else ops.shape(leaves[0])[0]
-
-
-def _is_dataset(batch: Any) -> bool:
-    tf = sys.modules.get("tensorflow")  # without it there is none
-    return tf is not None and isinstance(batch, tf.data.Dataset)

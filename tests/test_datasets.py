@@ -7,7 +7,7 @@ import pytest
 import reference
 import tensorflow as tf
 
-from keras_mixavg import MixAvg, datasets
+from keras_mixavg import MixAvg, draws
 
 # Called on a dataset, the layer computes with TensorFlow whatever the backend.
 pytestmark = [pytest.mark.core, pytest.mark.one_backend]
@@ -102,7 +102,7 @@ def test_batches_are_averages_of_their_own_pairs(dtype, labels, rate):
 
 def test_every_pairing_is_one_circle_and_all_are_about_equally_often():
     """All six circles of four samples, over 1000 keys: chi-square, p = 0.001."""
-    drawn = tf.function(lambda key: datasets.draw(key, 4, 1.0))
+    drawn = tf.function(lambda key: draws.from_key(draws.Key(key, 1.0), 4))
     counts: dict = {}
     for number in range(1000):
         partners = tuple(drawn(tf.constant([3, number], "int64")).numpy())

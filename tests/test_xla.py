@@ -3,7 +3,7 @@ import pytest
 import reference
 import tensorflow as tf
 
-from keras_mixavg import MixAvg, xla
+from keras_mixavg import MixAvg, averaging
 
 pytestmark = [pytest.mark.once, pytest.mark.numerical]
 
@@ -44,7 +44,7 @@ def test_compiled_maps_give_what_uncompiled_ones_do(monkeypatch, dtype, drop_rem
         if dtype == "uint8":
             expected = np.floor(expected + 0.5)
         np.testing.assert_allclose(mixed, expected, rtol=8e-3 if "16" in dtype else 0)
-    monkeypatch.setattr(xla, "is_there", lambda: False)
+    monkeypatch.setattr(averaging, "has_xla", lambda: False)
     for one, other in zip(
         compiled, to_numpy(batches(dtype, drop_remainder)[2]), strict=True
     ):
@@ -71,7 +71,7 @@ def test_known_shapes_are_compiled(spec):
 def test_unknown_shapes_and_a_missing_xla_fall_back(monkeypatch):
     assert not is_compiled(MixAvg(num_classes=5), (None, None, None, 3))
     assert not is_compiled(MixAvg(num_classes=5), (8, None))
-    monkeypatch.setattr(xla, "is_there", lambda: False)
+    monkeypatch.setattr(averaging, "has_xla", lambda: False)
     assert not is_compiled(MixAvg(num_classes=5), (8, 4, 4, 3))
 
 
@@ -85,14 +85,14 @@ def test_sequences_of_every_length_are_averaged_without_xla():
         np.testing.assert_array_equal(x, np.full((2, n), n))
 
 
-def test_xla_is_told_to_be_missing_when_it_fails(monkeypatch):
+def test_xla_counts_as_missing_when_it_fails(monkeypatch):
     def fails(*args, **kwargs):
         raise tf.errors.UnimplementedError(None, None, "no XLA")
 
     monkeypatch.setattr(tf, "function", fails)
-    assert not xla.is_there()
+    assert not averaging.has_xla()
     monkeypatch.undo()
-    assert xla.is_there()
+    assert averaging.has_xla()
 
 
 def test_numbers_may_be_checked_from_any_moment_on():
@@ -109,4 +109,4 @@ def test_numbers_may_be_checked_from_any_moment_on():
             list(bad.apply(MixAvg(num_classes=4)))
     finally:
         tf.debugging.disable_check_numerics()
-    assert xla.is_there()
+    assert averaging.has_xla()
