@@ -65,11 +65,6 @@ def read(path):
 # --- Tables and plots ----------------------------------------------------------------
 
 
-def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
-
-
 def made_with(command, record, packages, *more):
     """The line below a table: command, machine, versions."""
     return f"\n`{command}`, {made_on(record, packages, *more)}"

@@ -20,7 +20,6 @@ import json
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
 
 from training import arguments, fit, record  # first: it chooses the backend
@@ -29,8 +28,11 @@ from training.methods import METHODS, in_words
 # isort: split
 import keras
 import numpy as np
-from training import answer, folder, networks, page, pictures
+from training import answer, compare, folder, networks, page, pictures, scores
+from training.clock import clock
+from training.progress import Progress
 
+UNSEEN = "How good is each method on images that it has not seen?"
 FEW = 5000  # images, up to which each is tested
 DISAGREE = 0.25  # of the images, on which two networks typically differ
 LONG = 3600  # seconds, from which a smaller image size is worth a word
@@ -221,50 +223,17 @@ def given(argv):
 # --- The runs ------------------------------------------------------------------------
 
 
-class Progress(keras.callbacks.Callback):
-    """One bar over the epochs of all runs, and how long they will take."""
+def progress_of(args):
+    heads = args.head_epochs if args.weights != networks.NONE else 0
+    runs = args.runs * len(args.compared)
 
-    def __init__(self, args):
-        super().__init__()
-        heads = args.head_epochs if args.weights != networks.NONE else 0
-        self.of_run = heads + args.epochs
-        self.total = args.runs * len(args.compared) * self.of_run
-        self.bar, self.done, self.seen = keras.utils.Progbar(self.total), 0, 0
-        self.begin, self.said, self.image_size = (
-            time.perf_counter(),
-            False,
-            args.image_size,
-        )
+    def smaller(left):
+        if left <= LONG or args.image_size <= 64:
+            return ""
+        less = clock(left * (64 / args.image_size) ** 2)
+        return f"With --image-size 64 it would be about {less}."
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.seen += 1
-        self.bar.update(min(self.done + self.seen, self.total - 1))
-        seconds = time.perf_counter() - self.begin
-        self.begin = time.perf_counter()
-        if not self.said and (self.seen > 1 or seconds > 60):  # the first compiles
-            self.said = True
-            self.say((self.total - self.done - self.seen) * seconds, seconds)
-
-    def say(self, left, seconds):
-        print(f"\nAn epoch takes {seconds:.1f} s: at most {clock(left)} to go.")
-        if left > LONG and self.image_size > 64:
-            smaller = clock(left * (64 / self.image_size) ** 2)
-            print(f"With --image-size 64 it would be about {smaller}.")
-
-    def finished(self, text):
-        """A run is, now or before."""
-        self.done, self.seen = self.done + self.of_run, 0
-        print(f"\r{text}{' ' * 40}")
-        self.bar.update(self.done, finalize=False)
-
-
-def clock(seconds):
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02} min" if minutes > 90 else f"{minutes} min"
-    )
+    return Progress(runs, heads + args.epochs, smaller)
 
 
 def check_out(args):
@@ -303,7 +272,7 @@ def train_all(args):
 
     What is finished is read, not trained again.
     """
-    progress = Progress(args)
+    progress = progress_of(args)
     results = {method: [] for method in args.compared}
     for seed in range(args.runs):
         for method in args.compared:
@@ -349,8 +318,10 @@ def report(args, argv, about, results, reason):
         paragraphs["Ended early"] += " To make all runs nevertheless, add --all-runs."
     absolute, differences = answer.absolute(results), answer.differences(results)
     text = [f"# {title}", *(f"{k}. {v}" for k, v in paragraphs.items())]
-    text += [f"    {next_command}", markdown(absolute), BELOW, markdown(differences)]
-    text = "\n\n".join(text)
+    absolute, differences = (
+        compare.markdown(rows[0], rows[1:]) for rows in (absolute, differences)
+    )
+    text = "\n\n".join([*text, f"    {next_command}", absolute, BELOW, differences])
     print(f"\n{text}")
     (args.out / "answer.md").write_text(text)
     (args.out / "page.html").write_text(
@@ -369,17 +340,12 @@ BELOW = (
 )
 
 
-def markdown(rows):
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def as_page(args, argv, about, results, title, paragraphs, next_command):
     method = answer.candidate(results)
     images, _ = folder.read(args.validation or args.folder, args.image_size)
     names = [f.name for f in folder.class_folders(args.folder)]
     runs = results[method]
-    confused = pictures.draw_confused(method, runs, images, names)
+    confused = pictures.draw_confused(in_words(method), runs, images, names)
     made = runs[0].result
     parts = [
         page.definitions(paragraphs),
@@ -389,9 +355,16 @@ def as_page(args, argv, about, results, title, paragraphs, next_command):
         page.table(answer.differences(results)),
         page.paragraph(BELOW),
         page.heading("Pictures"),
-        page.figure(pictures.draw_curves(results), "Thick: the mean of the runs."),
-        page.figure(pictures.draw_reliability(results), "Of all predictions together."),
-        page.figure(confused, "Of each pair the surest mistake is shown."),
+        page.figure(
+            pictures.draw_curves(UNSEEN, curves_of(results)),
+            "Thin: each run. Thick: their mean.",
+        ),
+        page.figure(
+            pictures.draw_reliability(bins_of(results)), "All predictions of all runs."
+        ),
+        page.figure(
+            confused, "Of each pair, the mistake with the highest probability."
+        ),
     ]
     for name, caption in (
         ("pairs", "Images of the first run, and what they are mixed to."),
@@ -413,6 +386,30 @@ def as_page(args, argv, about, results, title, paragraphs, next_command):
         page.paragraph(", ".join(f"{k} {v}" for k, v in settings.items())),
     ]
     return page.page(f"{title} ({args.folder.resolve().name})", parts)
+
+
+def curves_of(results):
+    """The curves of each method on the test images, for `pictures.draw_curves`."""
+    curves = {}
+    for method, runs in results.items():
+        histories = [run.history for run in runs]
+        losses = [history["val_loss"] for history in histories]
+        if method == "label_smoothing":  # Keras smooths the test labels too
+            losses = []
+        accuracies = [history["val_accuracy"] for history in histories]
+        curves[in_words(method)] = accuracies, losses
+    return curves
+
+
+def bins_of(results):
+    """The calibration of each method, over all predictions of all runs."""
+    bins = {}
+    for method, runs in results.items():
+        logits = np.concatenate([run.logits for run in runs])
+        labels = np.concatenate([run.labels for run in runs])
+        p = np.exp(scores.log_probabilities(logits))
+        bins[in_words(method)] = scores.calibration(p, labels)
+    return bins
 
 
 NOT_SHOWN = {

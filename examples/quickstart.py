@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -78,6 +77,8 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from training import compare, scores  # noqa: E402
+from training.progress import Progress  # noqa: E402
 
 import keras_mixavg  # noqa: E402
 from keras_mixavg import (  # noqa: E402
@@ -154,27 +155,7 @@ def network(shape):
 # --- Training and evaluation ---------------------------------------------------------
 
 
-class Progress(keras.callbacks.Callback):
-    """One line a method, a tick an epoch."""
-
-    def __init__(self, method, epochs):
-        super().__init__()
-        self.method = method
-        self.epochs = epochs
-
-    def on_train_begin(self, logs=None):
-        print(f"{self.method}:", flush=True)
-        self.bar = keras.utils.Progbar(
-            self.epochs, verbose=1 if sys.stdout.isatty() else 2, unit_name="epoch"
-        )
-        self.bar.stateful_metrics = {"loss", "val_accuracy", "val_loss"}
-
-    def on_epoch_end(self, epoch, logs=None):
-        shown = [(name, logs[name]) for name in sorted(self.bar.stateful_metrics)]
-        self.bar.update(epoch + 1, shown, finalize=epoch + 1 == self.epochs)
-
-
-def train_and_test(method, train, test, seed, args):
+def train_and_test(method, train, test, seed, args, more=()):
     """One model from start to end: its history, its result and its callbacks."""
     keras.utils.set_random_seed(seed)
     data = pipeline(method, *train, seed, args)
@@ -196,7 +177,7 @@ def train_and_test(method, train, test, seed, args):
         data,
         validation_data=tf.data.Dataset.from_tensor_slices(test).batch(500).cache(),
         epochs=args.epochs,
-        callbacks=[*callbacks, Progress(f"{method}, seed {seed}", args.epochs)],
+        callbacks=[*callbacks, *more],
         shuffle=False,
         verbose=0,
     )
@@ -209,40 +190,35 @@ def train_and_test(method, train, test, seed, args):
 def figures_of(logits, labels):
     """Accuracy, and NLL as it is and at the best of 100 temperatures."""
     temperatures = np.geomspace(0.1, 10, 100)
-    likelihoods = [negative_log_likelihood(logits / t, labels) for t in temperatures]
+    logits = logits.astype("float64")
     return {
         "test_accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
-        "negative_log_likelihood": negative_log_likelihood(logits, labels),
-        "at_best_temperature": min(likelihoods),
+        "negative_log_likelihood": scores.nll(logits, labels),
+        "at_best_temperature": min(
+            scores.nll(logits / t, labels) for t in temperatures
+        ),
     }
-
-
-def negative_log_likelihood(logits, labels):
-    logits = logits.astype("float64") - logits.max(axis=1, keepdims=True)
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return float(-np.mean(log_probabilities[np.arange(len(labels)), labels]))
 
 
 # --- Report --------------------------------------------------------------------------
 
-COLUMNS = (
-    ("test_accuracy", "test accuracy %", 100, 1),
-    ("negative_log_likelihood", "NLL (nats)", 1, 3),
-    ("at_best_temperature", "NLL, best temperature", 1, 3),
-)
+COLUMNS = {  # score: heading, factor, digits
+    "test_accuracy": ("test accuracy %", 100, 1),
+    "negative_log_likelihood": ("NLL (nats)", 1, 3),
+    "at_best_temperature": ("NLL, best temperature", 1, 3),
+}
 
 
 def table_of(results):
     """Rows of text: a figure, or mean and standard deviation over the runs."""
-    rows = [["method", *(title for _, title, _, _ in COLUMNS)]]
-    for method in METHODS:
-        row = [method]
-        for name, _, scale, digits in COLUMNS:
-            runs = [scale * run[name] for run in results if run["method"] == method]
-            spread = f" ± {np.std(runs, ddof=1):.{digits}f}" if len(runs) > 1 else ""
-            row.append(f"{np.mean(runs):.{digits}f}{spread}")
-        rows.append(row)
-    return rows
+    methods = {
+        method: {
+            name: [run[name] for run in results if run["method"] == method]
+            for name in COLUMNS
+        }
+        for method in METHODS
+    }
+    return compare.table(methods, COLUMNS)
 
 
 def print_table(rows):
@@ -283,12 +259,15 @@ def draw_pairs(train, args):
 def train_all(args, train, test):
     """Histories of each method's first run, results of all, the last run's table."""
     histories, results = {}, []
+    progress = Progress(args.runs * len(METHODS), args.epochs)
     for seed in range(args.seed, args.seed + args.runs):
         noisy = with_wrong_labels(train[1], args.wrong_labels, seed)
         for method in METHODS:
             history, result, callbacks = train_and_test(
-                method, (train[0], noisy), test, seed, args
+                method, (train[0], noisy), test, seed, args, [progress]
             )
+            accuracy = 100 * result["test_accuracy"]
+            progress.finished(f"{method}, seed {seed}: test accuracy {accuracy:.1f} %")
             results.append(result)
             histories.setdefault(method, history)
             if callbacks:

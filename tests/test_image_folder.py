@@ -13,7 +13,7 @@ for package in ("sklearn", "matplotlib"):
 
 import image_folder  # noqa: E402
 from scipy import stats  # noqa: E402
-from training import answer, folder, page, record  # noqa: E402
+from training import answer, folder, page, pictures, record  # noqa: E402
 
 # Of protobuf and TensorBoard; and that tf.data keeps its graphs.
 pytestmark = [
@@ -76,10 +76,10 @@ def test_a_comparison_stops_goes_on_and_takes_more_runs(images, monkeypatch, cap
     assert list(results) == ["erm", "mixup"] and len(results["erm"]) == 2
     tested = [run.images for run in results["erm"]]
     assert len(set(np.concatenate(tested))) == sum(map(len, tested)) == 12
-    pictures = {path.stem for path in out.glob("erm-0/*.png")}
-    assert pictures == {"curves", "reliability"}  # nothing is mixed
-    pictures = {path.stem for path in out.glob("mixavg-0/*.png")}
-    assert pictures == {"curves", "reliability", "pairs", "soft_labels"}
+    drawn = {path.stem for path in out.glob("erm-0/*.png")}
+    assert drawn == {"curves", "reliability"}  # nothing is mixed
+    drawn = {path.stem for path in out.glob("mixavg-0/*.png")}
+    assert drawn == {"curves", "reliability", "pairs", "soft_labels"}
     text = (out / "answer.md").read_text()
     assert text in capsys.readouterr().out
     right = [100 * run.result["test"]["accuracy"] for run in results["erm"]]
@@ -455,11 +455,12 @@ def test_runs_end_where_more_of_them_would_change_nothing():
 def test_a_spike_of_the_loss_does_not_set_the_axis():
     history = {"epoch": list(range(20)), "accuracy": [0.5] * 20, "loss": [1.0] * 20}
     history |= {"val_accuracy": [0.5] * 20, "val_loss": [250.0, 90.0] + [1.5] * 18}
-    ax = record.draw_curves(history).axes[0]
+    ax = pictures.draw_curves("", record.curves_of(history)).axes[1]
     assert ax.get_ylim()[1] < 10
     assert ax.get_title() == "2 of 40 points are above, up to 250"
     history["val_loss"] = [1.5] * 20
-    assert record.draw_curves(history).axes[0].get_title() == ""
+    ax = pictures.draw_curves("", record.curves_of(history)).axes[1]
+    assert ax.get_title() == ""
 
 
 def test_a_picture_shows_images_that_are_mixed_and_not_what_is_left_by_chance():
@@ -469,14 +470,14 @@ def test_a_picture_shows_images_that_are_mixed_and_not_what_is_left_by_chance():
     one_hot = np.eye(4)[labels]
     mixed = images.astype(float)
     assert (
-        record.draw_mixed(record.Batch(images, labels, mixed, one_hot, True), names)
+        pictures.draw_mixed(pictures.Batch(images, labels, mixed, one_hot, True), names)
         is None
     )
     mixed[20:28] = (mixed[20:28] + mixed[4:12]) / 2  # none of the first eight
     soft = one_hot.copy()
     soft[20:28] = (soft[20:28] + soft[5:13]) / 2
     for averaged, rows in ((True, 3), (False, 2)):
-        batch = record.Batch(images, labels, mixed, soft, averaged)
-        axes = record.draw_mixed(batch, names).axes
+        batch = pictures.Batch(images, labels, mixed, soft, averaged)
+        axes = pictures.draw_mixed(batch, names).axes
         seen = [ax.get_xlabel() for ax in axes[-len(axes) // rows :]]
         assert len(seen) == 8 and sum("50 %" in text for text in seen) == 6

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import provenance
 import tensorflow as tf
-from training import scores
+from training import compare, scores
 
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 
@@ -135,12 +135,12 @@ def run(way, seed, wrong, epochs):
     return {"way": way, "seed": seed, "wrong": wrong, "epochs": done, **kept}
 
 
-def measure(smoke, known):
-    """All seeds of one way after the other; yields all runs so far after each."""
+def measure(smoke, finished):
+    """Run what is missing. After each run yield all runs so far."""
     tf.config.threading.set_intra_op_parallelism_threads(1)  # the steps are small
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()  # the same figures every time
-    runs = list(known)
+    runs = list(finished)
     done = {(r["way"], r["seed"], r["wrong"]) for r in runs}
     shares, seeds, epochs = SETTINGS.values(), SEEDS, EPOCHS
     if smoke:
@@ -152,8 +152,8 @@ def measure(smoke, known):
             yield runs
 
 
-def known_runs():
-    """Those of the file, if they are of these settings."""
+def finished_runs():
+    """The runs in the file, if they have these settings."""
     if not RESULT.exists():
         return []
     results = provenance.read(RESULT)
@@ -165,44 +165,40 @@ def settings():
     return {name.lower(): globals()[name] for name in names}
 
 
+COLUMNS = {  # score: heading, factor, digits
+    "epochs": ("epochs", 1, 0),
+    "accuracy": ("accuracy %", 100, 1),
+    "nll": ("NLL, nats", 1, 3),
+    "scaled_nll": ("NLL after one temperature", 1, 3),
+    "ece": ("ECE %", 100, 1),
+}
+
+
 def table(results):
-    """For each setting the mean and the standard deviation of each way."""
+    """For each setting the mean and the standard deviation of each method."""
     parts = []
     for title, wrong in SETTINGS.items():
-        rows = []
+        methods, counts = {}, {}
         for way in WAYS:
             runs = [
                 r for r in results["runs"] if (r["way"], r["wrong"]) == (way, wrong)
             ]
             if runs:
-                rows.append([way, *cells(runs), len(runs)])
-        if not rows:
-            continue
-        header = ["way", "epochs", "accuracy %", "NLL", "NLL, scaled", "ECE %", "n"]
-        parts.append(f"With {title}:\n\n{provenance.markdown(header, rows)}")
+                methods[way] = {name: [run[name] for run in runs] for name in COLUMNS}
+                counts[way] = len(runs)
+        if methods:
+            header, *rows = compare.table(methods, COLUMNS)
+            rows = [[*row, counts[row[0]]] for row in rows]
+            parts.append(f"With {title}:\n\n{compare.markdown([*header, 'n'], rows)}")
     made = provenance.made_with(COMMAND, results, ["keras", "tensorflow"])
     return "\n".join(parts) + f"{made}.\n"
-
-
-def cells(runs):
-    columns = (
-        ("epochs", 1, 0),
-        ("accuracy", 100, 1),
-        ("nll", 1, 3),
-        ("scaled_nll", 1, 3),
-        ("ece", 100, 1),
-    )
-    for name, scale, digits in columns:
-        values = [scale * run[name] for run in runs]
-        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-        yield f"{np.mean(values):.{digits}f}{spread}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="two epochs of one seed")
     smoke = parser.parse_args().smoke
-    for runs in measure(smoke, [] if smoke else known_runs()):
+    for runs in measure(smoke, [] if smoke else finished_runs()):
         if not smoke:
             provenance.write(RESULT, COMMAND, settings=settings(), runs=runs)
 

@@ -37,6 +37,7 @@ from queue import SimpleQueue
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import provenance
+from training.clock import clock
 
 try:
     import tomllib
@@ -219,15 +220,8 @@ def short(history):
 # --- All of them ---------------------------------------------------------------------
 
 
-def clock(seconds):
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
-
-
-class Progress:
-    """Says after each run how long the others will take, from those that are done."""
+class TimeLeft:
+    """Estimates after each run how long the others will take."""
 
     def __init__(self, runs, jobs):
         self.waiting, self.jobs, self.seconds = list(runs), jobs, {}
@@ -243,7 +237,7 @@ class Progress:
 
 def run_all(todo, args):
     """Each in a process of its own, some at a time; returns the names that failed."""
-    progress, cores, failed = Progress(todo, args.jobs), SimpleQueue(), []
+    time_left, cores, failed = TimeLeft(todo, args.jobs), SimpleQueue(), []
     for core in range(args.jobs):
         cores.put(core)
 
@@ -251,13 +245,13 @@ def run_all(todo, args):
         core, begin = cores.get(), time.perf_counter()
         if key(run.options, run.seed) in finished(args.results):
             cores.put(core)
-            progress.waiting.remove(run)
+            time_left.waiting.remove(run)
             return print(f"{run.name}: it is there by now", flush=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--run", run.name]
         command += ["--core", str(core)]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         cores.put(core)
-        left = progress.finished(run, time.perf_counter() - begin)
+        left = time_left.finished(run, time.perf_counter() - begin)
         if process.returncode:
             failed.append(run.name)
             print(f"{run.name} FAILED; {left}\n{process.stderr[-3000:]}", flush=True)

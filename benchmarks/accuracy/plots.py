@@ -8,7 +8,7 @@ import numpy as np
 import provenance
 import tables
 from tables import OURS, PAIRS, PLAIN
-from training import compare
+from training import compare, pictures, scores
 from training.methods import NAMES
 
 FOLDER = grid.FOLDER / "results/plots"
@@ -106,49 +106,37 @@ def draw_gains():
 
 
 def draw_reliability(found):
-    figure, ax = plt.subplots(figsize=(5.5, 4.8), layout="constrained")
-    figure.suptitle("Is a prediction right as often as it says?")
-    ax.plot([0, 1], [0, 1], "k--", lw=1)
-    setting, methods = list(found.items())[-1]
-    lines = styles([name for name, runs in methods.items() if runs])
+    """The calibration of each method in the last setting, over all its runs."""
+    _, methods = list(found.items())[-1]
+    methods = {name: runs for name, runs in methods.items() if runs}
+    bins = {}
     for name, runs in methods.items():
-        points = np.zeros((16, 3))
+        sums = np.zeros((3, scores.BINS))  # of confidence, accuracy and count
         for line in runs.values():
-            for p, right, count in zip(*line["test"]["bins"].values(), strict=True):
-                points[int(np.ceil(p * 15))] += count * np.array([p, right, 1])
-        p, right, count = points[points[:, 2] >= 20].T
-        if len(count):
-            ax.plot(p / count, right / count, **lines[name], ms=4)
-    ax.set(
-        title=setting,
-        xlabel="winning probability",
-        ylabel="share that is right (bins of 20 and more)",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
-    ax.legend(fontsize="small")
-    return figure
+            of = line["test"]["bins"]
+            for p, right, count in zip(*of.values(), strict=True):
+                bin_of = int(np.ceil(p * scores.BINS)) - 1
+                sums[:, bin_of] += count * np.array([p, right, 1])
+        bins[name] = *(sums[:2] / np.maximum(sums[2], 1)), sums[2]
+    return pictures.draw_reliability(bins, styles(methods))
 
 
 def draw_curves(found):
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    """The curves of each method in the last setting: the mean of its runs."""
     setting, methods = list(found.items())[-1]
-    figure.suptitle(f"{setting}: what happens over the epochs?")
-    lines = styles([name for name, runs in methods.items() if runs])
+    methods = {name: runs for name, runs in methods.items() if runs}
+
+    def mean_of(runs, key):
+        curves = [line["history"][key] for line in runs.values()]
+        return [np.mean(np.array(curves, float), axis=0)]
+
+    curves = {}
     for name, runs in methods.items():
-        for ax, key in zip(axes, ("val_loss", "val_accuracy"), strict=True):
-            if not runs or (name, key) == (NAMES["label_smoothing"], "val_loss"):
-                continue  # Keras smooths the labels of the validation data too
-            curves = [line["history"][key] for line in runs.values()]
-            mean = np.mean(np.array(curves, float), axis=0)
-            seen = np.flatnonzero(~np.isnan(mean))
-            ax.plot(1 + seen, mean[seen], **lines[name], ms=3)
-    axes[0].set(xlabel="epoch", ylabel="test NLL + weight decay, nats")
-    axes[1].set(xlabel="epoch", ylabel="test accuracy")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
-    return figure
+        smoothed = name == NAMES["label_smoothing"]  # Keras smooths the test labels too
+        losses = [] if smoothed else mean_of(runs, "val_loss")
+        curves[name] = mean_of(runs, "val_accuracy"), losses
+    title = f"{setting}: how good is each method on test images?"
+    return pictures.draw_curves(title, curves, styles(methods))
 
 
 PLOTS = {

@@ -9,7 +9,7 @@ from training import compare
 from training.methods import NAMES
 
 SCORES = {  # name: heading, factor, digits
-    "training": ("training accuracy %", 100, 1),
+    "training_accuracy": ("training accuracy %", 100, 1),
     "accuracy": ("accuracy %", 100, 2),
     "nll": ("NLL, nats", 1, 3),
     "scaled_nll": ("NLL after one temperature", 1, 3),
@@ -43,19 +43,18 @@ def runs_of(name):
     return read, total, found
 
 
-def value(line, score):
-    """A score as tables show it; None where a run of an older program lacks it."""
-    if score == "training":
-        raw = line["history"]["accuracy"][-1]
-    else:
-        raw = line["test"].get(score)
-    return None if raw is None else SCORES[score][1] * raw
+def raw_value(line, score):
+    """A score of a run, or None if an older program has not recorded it."""
+    if score == "training_accuracy":
+        return line["history"]["accuracy"][-1]
+    return line["test"].get(score)
 
 
 def values(runs, score):
-    """`{seed: value}` of those runs of a method that have it."""
-    found = {seed: value(line, score) for seed, line in runs.items()}
-    return {seed: number for seed, number in found.items() if number is not None}
+    """`{seed: value}`, as tables show it, of the runs that have this score."""
+    found = {seed: raw_value(line, score) for seed, line in runs.items()}
+    factor = SCORES[score][1]
+    return {s: factor * number for s, number in found.items() if number is not None}
 
 
 def mean(runs, score):
@@ -124,20 +123,24 @@ def setting_table(methods, baselines):
         name: best_rival(methods) if name == BEST_RIVAL else name for name in baselines
     }
     baselines = {name: of for name, of in baselines.items() if of in methods}
-    header = ["method", "n", *(heading for heading, *_ in SCORES.values())]
+    shown = {  # the values are as tables show them: no factor
+        score: (heading, 1, digits) for score, (heading, _, digits) in SCORES.items()
+    }
+    scores = {
+        method: {score: list(values(runs, score).values()) for score in SCORES}
+        for method, runs in methods.items()
+    }
+    header, *rows = compare.table(scores, shown)
+    header.insert(1, "n")
     for name, of in baselines.items():
         header.append(f"accuracy minus {name}" + f" ({of})" * (name == BEST_RIVAL))
-    rows = []
-    for method, runs in methods.items():
-        rows.append([method, len(runs)])
-        for score, (_, _, digits) in SCORES.items():
-            found = list(values(runs, score).values())
-            rows[-1].append(compare.mean_and_spread(found, digits) if found else "-")
-        rows[-1] += [
+    for row, (method, runs) in zip(rows, methods.items(), strict=True):
+        row.insert(1, len(runs))
+        row += [
             "-" if method == of else difference(runs, methods[of], "accuracy")
             for of in baselines.values()
         ]
-    return provenance.markdown(header, rows)
+    return compare.markdown(header, rows)
 
 
 def choices(name):
@@ -159,7 +162,7 @@ def choices(name):
                 continue
             for option, candidate in zip(tried, own["choose"], strict=True):
                 lines = [line for line in tried[option] if line]
-                accuracies = [value(line, "accuracy") for line in lines]
+                accuracies = [100 * line["test"]["accuracy"] for line in lines]
                 is_it = chosen is not None and candidate.items() <= chosen.items()
                 rows.append(
                     [setting, method, option, len(lines)]
@@ -167,7 +170,7 @@ def choices(name):
                     + ["yes" if is_it else ""]
                 )
     header = ["setting", "method", "option", "n", "accuracy on held-out images %"]
-    return provenance.markdown([*header, "chosen"], rows)
+    return compare.markdown([*header, "chosen"], rows)
 
 
 GRIDS_SHOWN = ("memorise", "fair", "capacity")
@@ -184,7 +187,7 @@ def settings_shown():
             if methods.get(PLAIN) and not keys <= shown:
                 shown |= keys
                 found.append((setting, methods))
-    return sorted(found, key=lambda item: -mean(item[1][PLAIN], "training"))
+    return sorted(found, key=lambda item: -mean(item[1][PLAIN], "training_accuracy"))
 
 
 def summary():
@@ -195,7 +198,7 @@ def summary():
     rows = []
     for setting, methods in settings_shown():
         plain, ours, rival = methods[PLAIN], methods[OURS], best_rival(methods)
-        rows.append([setting, len(ours), f"{mean(plain, 'training'):.0f}"])
+        rows.append([setting, len(ours), f"{mean(plain, 'training_accuracy'):.0f}"])
         for names in ([PLAIN], of_either("mixup"), of_either("cutmix"), [PAIRS]):
             there = [methods[name] for name in names if methods.get(name)]
             rows[-1].append(f"{mean(there[0], 'accuracy'):.1f}" if there else "-")
@@ -206,7 +209,7 @@ def summary():
         )
         nll = [f"{mean(runs, 'scaled_nll'):.2f}" for runs in (plain, ours)]
         rows[-1].append(", ".join(nll))
-    return provenance.markdown(header, rows)
+    return compare.markdown(header, rows)
 
 
 def of_either(method):
@@ -226,4 +229,4 @@ def steps():
             difference(methods.get(one, {}), methods.get(other, {}), "accuracy")
             for one, other in [*steps, (TURNS, OURS)]
         ]
-    return provenance.markdown(header, rows)
+    return compare.markdown(header, rows)

@@ -16,6 +16,7 @@ import keras
 import measuring
 import numpy as np
 import provenance
+from training import compare
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 
@@ -79,7 +80,7 @@ def table(results):
         ]
         for row in results["rows"]
     ]
-    text = provenance.markdown(
+    text = compare.markdown(
         ["classes", "size without table, MB", "with table, MB"]
         + ["save without table, ms", "with table, ms"]
         + ["load without table, ms", "with table, ms"],

@@ -22,6 +22,7 @@ import measuring
 import numpy as np
 import provenance
 import tensorflow as tf
+from training import compare
 
 from keras_mixavg import MixAvg
 
@@ -230,7 +231,7 @@ def table(results):
                 *applied_cells(layers),
             ]
         )
-    text = provenance.markdown(
+    text = compare.markdown(
         ["batch", "parallel calls", "images/s", "quartiles", "times MixUp"]
         + ["copy and seed, times MixUp", "times CutMix", "times the faster of KerasCV"]
         + ["share of the memory limit", "applied, images/s", "applied, times MixUp"]
@@ -265,7 +266,7 @@ def by_layer(rows, columns, cells):
     for row in rows:
         found[row["layer"]].append(cells(row))
     header = ["layer", *dict.fromkeys(map(columns, rows))]
-    return provenance.markdown(header, [[name, *of] for name, of in found.items()])
+    return compare.markdown(header, [[name, *of] for name, of in found.items()])
 
 
 def first_table(rows):

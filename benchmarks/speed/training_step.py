@@ -25,6 +25,7 @@ from operator import itemgetter
 
 import measuring
 import provenance
+from training import compare
 from two_models import (
     BATCH,
     FEATURES,
@@ -194,7 +195,7 @@ def table(results):
 
 
 def steps_table(rows):
-    return provenance.markdown(
+    return compare.markdown(
         [
             "network",
             "classes",
@@ -221,7 +222,7 @@ def steps_table(rows):
 
 
 def fits_table(rows):
-    return provenance.markdown(
+    return compare.markdown(
         ["call", "steps", "classes", "backend", "n", "first, plain and ours, ms"]
         + ["later, plain and ours, ms", "later, relative to plain"]
         + ["compiled later, plain and ours"],
@@ -247,7 +248,7 @@ def compilations(new):
 
 
 def growth_table(rows):
-    return provenance.markdown(
+    return compare.markdown(
         ["classes", "batch", "backend", "n", "added to a step, ms"]
         + ["GFLOP of (4) and (7)", "added to an epoch's end, ms"],
         [
@@ -266,7 +267,7 @@ def growth_table(rows):
 
 
 def memory_table(rows):
-    return provenance.markdown(
+    return compare.markdown(
         ["classes", "backend", "plain, MiB", "with the method, MiB", "one table, MiB"]
         + ["added, in tables"],
         [

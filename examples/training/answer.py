@@ -1,6 +1,6 @@
-"""What several runs of several methods say: differences, a verdict, the next step.
+"""The answer of several runs of several methods: differences, verdict, next step.
 
-`results` is `{method: [Run, ...]}`, the same rounds of each, in their order.
+`results` is `{method: [Run, ...]}`, with the same rounds for each method, in order.
 """
 
 import functools
@@ -57,12 +57,12 @@ def right(run):
     return 100.0 * (run.logits.argmax(axis=1) == run.labels)
 
 
-def surprise(run):
+def nll(run):
     return scores.nll_of_each(run.logits, run.labels)
 
 
 @functools.cache
-def surprise_scaled(run):
+def nll_scaled(run):
     scaled, _ = scores.temperature_scaled(run.logits, run.labels)
     return scores.nll_of_each(scaled, run.labels)
 
@@ -99,8 +99,8 @@ class CalibrationError(Measure):
 
 
 ACCURACY = Measure("accuracy, %", right, 2, 1)
-NLL = Measure("NLL, nats", surprise, 3, -1)
-NLL_SCALED = Measure("NLL after one temperature", surprise_scaled, 3, -1)
+NLL = Measure("NLL, nats", nll, 3, -1)
+NLL_SCALED = Measure("NLL after one temperature", nll_scaled, 3, -1)
 ECE = CalibrationError("ECE, %", winning_probabilities, 1, -1)
 MEASURES = (ACCURACY, NLL, NLL_SCALED, ECE)
 
@@ -198,7 +198,7 @@ def absolute(results):
                 spread = np.std([measure.pooled([run]) for run in runs], ddof=1)
                 text += f" ± {measure.text(spread)}"
             row.append(text)
-        row.append(f"{100 * trained(runs):.1f}")
+        row.append(f"{100 * training_accuracy(runs):.1f}")
         seconds = [run.result["seconds_per_epoch"] for run in runs]
         rows.append([*row, f"{np.median(seconds):.1f}"])
     return rows
@@ -324,13 +324,13 @@ def probabilities_in_words(results):
     return " ".join(sentences)
 
 
-def trained(runs):
+def training_accuracy(runs):
     """Mean accuracy on the training images in the last epoch, as they are mixed."""
     return float(np.mean([run.history["accuracy"][-1] for run in runs]))
 
 
 def memorises(results):
-    return trained(results[PLAIN]) >= MEMORISED
+    return training_accuracy(results[PLAIN]) >= MEMORISED
 
 
 def still_falls(runs):
@@ -368,9 +368,10 @@ def next_step(results, args):
     plain, why = results[PLAIN], cause(results)
     found = difference(results[candidate(results)], plain, ACCURACY)
     tested = len(np.unique(np.concatenate([run.images for run in plain])))
+    trained = 100 * training_accuracy(plain)
     regime = (
-        f"Plain training gets {100 * trained(plain):.1f} % of its training images "
-        f"right and {ACCURACY.pooled(plain):.1f} % of the test images: it "
+        f"Plain training reaches a training accuracy of {trained:.1f} % and a test "
+        f"accuracy of {ACCURACY.pooled(plain):.1f} %: it "
     )
     if memorises(results):
         regime += "memorises, which is where regularizers help."

@@ -1,22 +1,46 @@
-"""Several runs of a method against those of another, seed by seed."""
+"""Tables of several runs, and differences between methods, paired by seed."""
 
 import numpy as np
 from scipy import stats
 
-PAIRS = 3  # of runs, that an interval takes
+PAIRS = 3  # of runs, the fewest for an interval
 
 
 def mean_and_spread(values, digits):
-    """`mean ± standard deviation`; the mean alone of one value."""
+    """`mean ± standard deviation`, only the mean of one value, `-` of none."""
+    if not len(values):
+        return "-"
     text = f"{np.mean(values):.{digits}f}"
     return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def interval(differences):
-    """Mean, and the half width of its 95 % interval, of paired differences.
+def table(methods, columns):
+    """The table of methods: rows of text, the first of which is the heading.
 
-    Student's t with n - 1 degrees of freedom: right for differences of runs with the
-    same seeds if these are about normal. Infinite below three pairs.
+    Args:
+        methods: `{name: {score: values}}`, a value for each run.
+        columns: `{score: (heading, factor, digits)}`.
+    """
+    rows = [["method", *(heading for heading, _, _ in columns.values())]]
+    for name, scores in methods.items():
+        cells = [
+            mean_and_spread([factor * value for value in scores[score]], digits)
+            for score, (_, factor, digits) in columns.items()
+        ]
+        rows.append([name, *cells])
+    return rows
+
+
+def markdown(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def interval(differences):
+    """The mean of paired differences, and half the width of its 95 % interval.
+
+    Student's t with n - 1 degrees of freedom, which assumes that the differences are
+    about normal. The width is infinite below three pairs.
     """
     n = len(differences)
     if n < PAIRS:
@@ -26,12 +50,12 @@ def interval(differences):
 
 
 def difference(values, baseline, digits):
-    """`mean [low, high]` over the seeds that both have, bold if zero lies outside.
+    """`mean [low, high]` over the seeds that both have, bold if it excludes zero.
 
     Args:
-        values: a number for each seed, `{seed: value}`.
-        baseline: as `values`.
-        digits: to show.
+        values: `{seed: number}`.
+        baseline: the same of the other method.
+        digits: how many to show.
     """
     seeds = sorted(set(values) & set(baseline))
     if not seeds:

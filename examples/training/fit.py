@@ -1,4 +1,4 @@
-"""A run: from arrays to a trained network and what it leaves behind."""
+"""One training run: from arrays to a trained network and its record."""
 
 import contextlib
 import copy
@@ -11,7 +11,7 @@ import time
 import keras
 
 from keras_mixavg import SoftLabelAccuracy
-from training import data, record
+from training import data, pictures, record
 from training.methods import AveragedPairs, in_words
 from training.networks import NONE, freeze, of_name, pretrained, thaw
 
@@ -95,7 +95,7 @@ def train(args, training, test, names, extra=()):
     few = data.few_of_each_class(images, labels, min(PICTURED, len(labels)), args.seed)
     epoch.on_epoch_begin(0)  # in the last ones a method may mix no more
     mixed = [part[-len(few[1]) :] for part in feed.mixed_once(*few, method, epoch)]
-    batch = record.Batch(*few, *mixed, isinstance(method, AveragedPairs))
+    batch = pictures.Batch(*few, *mixed, isinstance(method, AveragedPairs))
     table = callbacks[0].table if method.has_table else None
     return record.write(args, model, test, names, table, batch, seconds)
 
