@@ -51,29 +51,36 @@ def run(images, *flags):
 @pytest.mark.usefixtures("eagerly")
 # Keras tells CSVLogger nothing of a `fit` that was stopped: its file stays open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_comparison_stops_goes_on_and_takes_more_runs(images, monkeypatch, capsys):
+def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
+    images, monkeypatch, capsys
+):
+    """With a learning rate at which nothing is learned."""
     out = images.parent / "out"
 
     def stop(self, epoch, logs=None):
         raise KeyboardInterrupt
 
-    methods = ["--methods", "erm", "mixavg"]
+    flags = ["--methods", "erm", "mixavg", "--learning-rate", "1e-6"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="goes on"):
         patch.setattr(image_folder.Progress, "on_epoch_end", stop)
-        run(images, "--runs", "1", *methods)
+        run(images, *flags)
     assert not list(out.glob("*/result.json"))
-    run(images, "--runs", "1", *methods)
+    results = run(images, *flags)
+    assert [len(runs) for runs in results.values()] == [1, 1]
     first = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
     assert sorted(path.parent.name for path in first) == ["erm-0", "mixavg-0"]
     said = capsys.readouterr().out
     assert "30 images of 3 classes, 10 of each; their median side is 20 pixels" in said
     assert "Network tiny, 0.08 million parameters, from scratch: 2 epochs" in said
-    assert "2 methods (plain training, MixAvg with global soft labels) x 1 runs" in said
-    assert "Run 1 of 1, MixAvg with global soft labels:" in said
+    assert "2 methods (plain training, MixAvg with global soft labels) x 5 runs" in said
+    assert "Run 1 of 5, MixAvg with global soft labels:" in said
     assert "An epoch takes" in said and "to go" in said
-    results = run(images, "--runs", "2", "--all-runs", "--methods", "erm", "mixup")
+    assert "# Not decided: plain training underfits" in said
+    assert "Ended early. Plain training underfits" in said and "--all-runs" in said
+    assert "image_folder.py" in said.split("Next. ")[1].splitlines()[2]
+    results = run(images, *flags, "--runs", "2", "--all-runs")
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
-    assert list(results) == ["erm", "mixup"] and len(results["erm"]) == 2
+    assert list(results) == ["erm", "mixavg"] and len(results["erm"]) == 2
     tested = [run.images for run in results["erm"]]
     assert len(set(np.concatenate(tested))) == sum(map(len, tested)) == 12
     drawn = {path.stem for path in out.glob("erm-0/*.png")}
@@ -85,20 +92,9 @@ def test_a_comparison_stops_goes_on_and_takes_more_runs(images, monkeypatch, cap
     right = [100 * run.result["test"]["accuracy"] for run in results["erm"]]
     mean, spread = np.mean(right), np.std(right, ddof=1)  # both of six images
     assert f"| plain training | {mean:.2f} ± {spread:.2f} |" in text
-    assert_whole((out / "page.html").read_text(), ["MixUp", "python ", "keras 3."])
+    assert_whole((out / "page.html").read_text(), ["MixAvg", "python ", "keras 3."])
     with pytest.raises(SystemExit, match="runs with other options: epochs"):
-        run(images, "--epochs", "3", *methods)
-
-
-@pytest.mark.usefixtures("eagerly")
-def test_a_comparison_ends_where_plain_training_underfits(images, capsys):
-    """Two epochs do, on colours in much noise."""
-    results = run(images, "--methods", "erm", "mixavg", "--learning-rate", "1e-6")
-    assert [len(runs) for runs in results.values()] == [1, 1]
-    said = capsys.readouterr().out
-    assert "# Not decided: plain training underfits" in said
-    assert "Ended early. Plain training underfits" in said and "--all-runs" in said
-    assert "image_folder.py" in said.split("Next. ")[1].splitlines()[2]
+        run(images, "--epochs", "3", *flags)
 
 
 def assert_whole(text, parts):

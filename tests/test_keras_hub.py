@@ -16,6 +16,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasHub
 
 
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.filterwarnings("ignore:Even though")  # that tf.data keeps its graphs
 # Of Keras, on saving, loading, shuffling, and what has no int8.
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.filterwarnings("ignore:`compile\\(\\)` was not called")

@@ -97,7 +97,7 @@ def test_share_is_the_share_of_batches_that_are_mixed(name, share):
 
 def test_alpha_shapes_the_weights():
     """Beta(a, a) has the variance 1 / (8 a + 4)."""
-    for alpha in (0.2, 1.0, 10.0):
+    for alpha in (0.2, 10.0):
         shares = label_shares(method("mixup", "--alpha", str(alpha)), 600)
         expected = 1 / (8 * alpha + 4)
         assert np.var(shares) == pytest.approx(expected, rel=0.25)
@@ -160,14 +160,16 @@ def test_held_out_images_are_the_same_for_every_seed_and_never_trained_on():
         data.split(images, labels, 100, 0)
 
 
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.filterwarnings("ignore:Even though")  # that tf.data keeps its graphs
 def test_plain_training_stopped_early_ends_with_the_best_validation_nll(tmp_path, rng):
     """On labels that are noise: the best epoch is an early one."""
-    images = rng.integers(0, 256, (200, 8, 8, 3)).astype("uint8")
-    labels = rng.integers(0, 10, 200)
+    images = rng.integers(0, 256, (100, 8, 8, 3)).astype("uint8")
+    labels = rng.integers(0, 10, 100)
     names = [str(number) for number in range(10)]
     flags = ["--smoke", "--method", "stopped_early", "--out", str(tmp_path / "run")]
     args = cifar.parse_arguments([*flags, "--quiet"])
-    args.train_examples, args.learning_rate, args.epochs = None, 0.5, 4
+    args.train_examples, args.learning_rate, args.epochs = None, 0.5, 3
     seen = {}
 
     class Look(keras.callbacks.Callback):
@@ -179,6 +181,6 @@ def test_plain_training_stopped_early_ends_with_the_best_validation_nll(tmp_path
 
     look = Look()
     fit.train(args, (images, labels), (images, labels), names, extra=[look])
-    assert len(seen) == 4
+    assert len(seen) == 3
     for one, best in zip(look.last.get_weights(), seen[min(seen)], strict=True):
         np.testing.assert_array_equal(one, best)
