@@ -1,19 +1,19 @@
-"""Everything that Keras does not make public and this package needs, in one place.
+"""The private names of Keras that this package needs, all in one place.
 
 - `DataLayer` (`TFDataLayer` before 3.12): computes with TensorFlow inside `tf.data`
-- `backend_utils.in_tf_graph`: tells whether it would do so now
+- `backend_utils.in_tf_graph`: whether it would do so now
 - `get_keras_mask`: the mask that Keras' own losses read
 - `KerasAutoTrackable`: what `tf.train.Checkpoint` finds and saves
-- `model._tracker`: takes a metric into a built subclassed model, and out again
-- `model._distribute_strategy`: in whose scope variables must be made
-- `model.train_function` and `test_function`, and what makes them anew
-- `metric._direction`, set in metrics.py: what callbacks that monitor it look for
+- `model._tracker`: adds a metric to a built subclassed model, and removes it
+- `model._distribute_strategy`: in which scope variables must be created
+- `model.train_function` and `test_function`, and the methods that compile them
+- `metric._direction`, set in metrics.py: whether a larger value is better
 - `model._compile_metrics`: which metrics get the labels of which output
 - the stateless scope of JAX: which variables a traced step carries
-- JAX' tracers and torch's device "meta", which Keras traces with
+- JAX tracers and torch's device "meta", with which Keras traces
 
-All are the same in Keras 3.10 to 3.15 but for the name of the first. The tests run with
-the oldest and the newest. If a release moves one, only this file changes.
+Only the first has changed its name between Keras 3.10 and 3.15. The tests run with the
+oldest version and the newest. If a release moves one, only this file changes.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ __all__ = ["DataLayer", "Trackable", "get_keras_mask", "in_tf_graph"]  # Keras' 
 def track_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
     """Make `metric` an attribute of `model` and one of its metrics.
 
-    A built subclassed model refuses new state, hence the tracker is opened for this
-    line. On JAX only what a model tracks is carried through a train step.
+    A built subclassed model refuses new state, so the tracker is unlocked for this
+    line. On JAX a train step carries only what the model tracks.
     """
     locked = model._tracker.locked
     model._tracker.unlock()
@@ -64,7 +64,7 @@ def untrack_metric(model: Any, name: str, metric: keras.metrics.Metric) -> None:
 def metrics_of(model: Any, output: str) -> list[keras.metrics.Metric]:
     """The metrics that Keras updates with the labels of an output, `""` if single.
 
-    Before they are built, those of a single output that were passed as objects.
+    Before Keras has built them, only metric objects of a single output are known.
     """
     compiled = model._compile_metrics
     if compiled is None:
@@ -84,7 +84,7 @@ def metrics_of(model: Any, output: str) -> list[keras.metrics.Metric]:
 
 
 def has_steps_of_its_own(model: Any) -> bool:
-    """Whether loss and metrics of `model` may get different labels."""
+    """Whether the loss and the metrics of `model` may get different labels."""
     names = ("train_step", "test_step", "compute_loss", "compute_metrics")
     return any(
         getattr(type(model), name) is not getattr(keras.Model, name) for name in names
@@ -92,7 +92,7 @@ def has_steps_of_its_own(model: Any) -> bool:
 
 
 def replicated_by_tensorflow(model: Any) -> bool:
-    """Whether `model` was made under a `tf.distribute` strategy."""
+    """Whether `model` was created under a `tf.distribute` strategy."""
     return getattr(model, "_distribute_strategy", None) is not None
 
 
@@ -106,40 +106,40 @@ def state_scope(model: Any) -> contextlib.AbstractContextManager:
 # --- Steps ---------------------------------------------------------------------------
 
 
-def make_steps_anew(model: Any) -> None:
-    """Forget the compiled steps. They are compiled again when they are next called."""
+def recompile_steps(model: Any) -> None:
+    """Discard the compiled steps. Each is compiled again at its next call."""
     model.make_train_function(force=True)
     model.make_test_function(force=True)
 
 
-def evaluates_without(model: Any, tables: Iterable[Any]) -> None:
-    """Have `evaluate`, validation and `test_on_batch` leave the tables out."""
+def exclude_from_evaluation(model: Any, switches: Iterable[Any]) -> None:
+    """Set `evaluating` of each switch in `evaluate`, validation and `test_on_batch`."""
     if getattr(model.test_function, "func", None) is not _evaluate:
         model.make_test_function(force=True)
         model.test_function = functools.partial(
-            _evaluate, list(tables), model.test_function
+            _evaluate, list(switches), model.test_function
         )
 
 
-def _evaluate(tables: list[Any], test_function: Callable, *args: Any) -> Any:
-    """A step that Keras traces without the tables, since they are told meanwhile."""
-    for table in tables:
-        table.evaluating = True
+def _evaluate(switches: list[Any], test_function: Callable, *args: Any) -> Any:
+    """Run, and on the first call trace, Keras' test step with `evaluating` set."""
+    for switch in switches:
+        switch.evaluating = True
     try:
         return test_function(*args)
     finally:
-        for table in tables:
-            table.evaluating = False
+        for switch in switches:
+            switch.evaluating = False
 
 
 def sync_state(model: Any) -> None:
-    """On JAX, fetch the variables of a model that trains from its last step."""
+    """On JAX, copy the results of the last step of `fit` into the model's variables."""
     if hasattr(model, "jax_state_sync") and get_stateless_scope() is None:
         model.jax_state_sync()
 
 
 def has_values(tensor: Any) -> bool:
-    """Whether a tensor holds values, rather than standing for some in a trace."""
+    """Whether a tensor holds values, and is no placeholder in a trace."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -148,6 +148,8 @@ def has_values(tensor: Any) -> bool:
 
 
 def traced_step() -> Any:
-    """While JAX traces a step of Keras, its scope, with `get_current_value(variable)`
-    for each variable that the step takes along; elsewhere None."""
+    """The scope of the Keras step that JAX is tracing, or None.
+
+    Its `get_current_value(variable)` is None for a variable that the step lacks.
+    """
     return get_stateless_scope() if keras.backend.backend() == "jax" else None

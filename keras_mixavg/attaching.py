@@ -1,7 +1,6 @@
-"""Finds the SoftLabelCrossentropy losses of a model, and attaches their tables."""
+"""Finds the SoftLabelCrossentropy losses of a model and attaches their tables."""
 
 import warnings
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,8 +38,8 @@ def soft_label_losses(model: Any) -> dict[str, SoftLabelCrossentropy]:
     several = "" in losses and len(getattr(model, "outputs", None) or [None]) > 1
     if several or len({id(loss) for loss in losses.values()}) < len(losses):
         raise ValueError(
-            "Each output needs a SoftLabelCrossentropy of its own, since each has its "
-            f"own table. Received: model.loss={model.loss!r}. Compile with a list or a "
+            "Each output needs its own SoftLabelCrossentropy, since each has its own "
+            f"table. Received: model.loss={model.loss!r}. Compile with a list or a "
             "dict, with one SoftLabelCrossentropy(...) for each output that is to have "
             "global soft labels."
         )
@@ -61,10 +60,10 @@ def _named(loss: Any, names: Any, prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def num_classes_of(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | None:
-    """How many classes the loss of an output sees, if that can be told by now.
+    """The number of classes of an output, or None if it is not known yet.
 
-    On one device TensorFlow and torch learn it from the first batch. JAX and replicas
-    need all variables before: there Keras has called the loss once, symbolically.
+    On one device TensorFlow and torch take it from the first batch. JAX and replicas
+    need all variables before that, and there Keras has called the loss symbolically.
     """
     if loss.num_classes is not None:
         return loss.num_classes
@@ -82,20 +81,8 @@ def num_classes_of(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | 
 # --- Their tables as metrics of the model -------------------------------------------
 
 
-def claim(model: Any, loss: SoftLabelCrossentropy) -> None:
-    """Note that the table of `loss` is this model's, and refuse that of another."""
-    table = loss.table
-    if table.owner is not None and table.owner() is not model:
-        raise ValueError(
-            "The SoftLabelCrossentropy of this model has trained another model, "
-            "whose soft-label table it holds. Compile each model with a "
-            "SoftLabelCrossentropy(...) of its own."
-        )
-    table.owner = weakref.ref(model)
-
-
 def forget_other_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) -> None:
-    """Those of losses that the model was compiled with before."""
+    """Remove the tables of losses that the model was compiled with before."""
     tables = [loss.table for loss in losses.values()]
     others = {
         attribute: value
@@ -110,24 +97,26 @@ def forget_other_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) ->
 
 
 def warn_of_new_tables(losses: dict[str, SoftLabelCrossentropy]) -> None:
-    """Say that a table starts as the identity where the model, or the one that its
-    loss comes from, has had more. Once an epoch begins: a callback such as
-    BackupAndRestore may load the table when training begins."""
+    """Warn of a table that starts as the identity though the model has trained one.
+
+    Called when an epoch begins, since a callback such as BackupAndRestore may load the
+    table when training begins.
+    """
     for name, loss in losses.items():
         of_output = f" of output {name!r}" if name else ""
         if loss.lost_table and not loss.table.learnt:
             warnings.warn(
                 f"The loss{of_output} of this model was made from the configuration of "
-                "one with a soft-label table, and the table did not come with it, "
-                "which now starts as the identity. Save and load with the format "
-                ".keras, or with `save_weights` and `load_weights`, to keep it.",
+                "one with a soft-label table, but the table did not come with it and "
+                "now starts as the identity. Save and load with the format .keras, or "
+                "with `save_weights` and `load_weights`, to keep it.",
                 stacklevel=3,
             )
         elif loss.replaces_table and not loss.table.learnt:
             warnings.warn(
                 "The model was compiled with a new SoftLabelCrossentropy since it last "
                 f"trained with GlobalSoftLabel, so its soft-label table{of_output} "
-                "starts anew. To go on with the table compile with the same object, "
+                "starts anew. To keep the table compile with the same object, "
                 "`loss=model.loss`.",
                 stacklevel=3,
             )
@@ -135,7 +124,7 @@ def warn_of_new_tables(losses: dict[str, SoftLabelCrossentropy]) -> None:
 
 
 def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -> bool:
-    """Make the tables metrics of the model; whether its steps must be made anew."""
+    """Make the tables metrics of the model. Whether its steps must be recompiled."""
     changed = False
     for name, loss in losses.items():
         attribute, table = _attribute(name), loss.table
@@ -144,18 +133,18 @@ def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -
             changed = True
         changed = changed or table.collect != collect
         table.collect = collect
-        loss.attached, loss.output = True, name
+        loss.output = name
     _check_carried(model, [loss.table for loss in losses.values()])
     return changed
 
 
 def _attribute(name: str) -> str:
-    """The model's attribute for the table of an output while it trains."""
+    """The model's attribute for the table of an output."""
     return f"soft_label_table_{name}" if name else "soft_label_table"
 
 
 def _check_carried(model: Any, tables: list[SoftLabelTable]) -> None:
-    """On JAX a step carries only what the model lists; elsewhere it need not be."""
+    """On JAX raise unless `model.metrics` has the tables: a step carries only these."""
     listed = {id(metric) for metric in model.metrics}
     if keras.backend.backend() == "jax" and any(
         id(table) not in listed for table in tables

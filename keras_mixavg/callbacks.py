@@ -1,22 +1,21 @@
-"""GlobalSoftLabel: decides when the table weighs in, collects and changes."""
+"""GlobalSoftLabel: decides when the table is on, with which weight, and changes."""
 
 import math
 import numbers
-import weakref
-from collections.abc import Callable
+import warnings
 from typing import Any
 
 import keras
 
-from keras_mixavg import checks, equations, training_warnings
+from keras_mixavg import checks, equations, keras_metrics
 from keras_mixavg._keras import (
-    evaluates_without,
-    make_steps_anew,
+    exclude_from_evaluation,
+    metrics_of,
+    recompile_steps,
     state_scope,
 )
 from keras_mixavg.attaching import (
     attach,
-    claim,
     forget_other_tables,
     num_classes_of,
     soft_label_losses,
@@ -26,7 +25,7 @@ from keras_mixavg.losses import SoftLabelCrossentropy
 from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 
 COLLECT = ("correct", "all")
-FADE_OUT = 0.3
+FADE_OUT = 0.3  # in place of None
 LEARNING_RATE = "learning_rate"
 
 
@@ -34,44 +33,47 @@ LEARNING_RATE = "learning_rate"
 class GlobalSoftLabel(keras.callbacks.Callback):
     """Keep the global soft labels up to date during `model.fit`.
 
-    The table of class-wise soft labels starts as the identity. Each epoch it collects
-    what the model predicts on the training batches; at the epoch's end it becomes the
-    table that best reproduces these predictions from the local labels, and the
-    model's `SoftLabelCrossentropy` trains on it from the next epoch on. Validation,
-    `evaluate` and `predict` neither use nor change it.
+    The table of class-wise soft labels starts as the identity. In each epoch the
+    predictions of the model on the training batches are collected. At the epoch's end
+    the table becomes the one that best reproduces these predictions from the local
+    labels, and from the next epoch on the model's `SoftLabelCrossentropy` trains on it.
+    Validation, `evaluate` and `predict` neither use nor change it.
 
     The table belongs to the loss: another `fit` goes on from it, with this or a new
-    callback, and whatever saves the model saves it: `model.save`, `BackupAndRestore`,
-    `ModelCheckpoint`. From the first `fit` on it is one of the model's metrics, one
-    that reports nothing; without this callback the loss stays plain cross-entropy.
-    What an unfinished epoch has collected counts for the next one. Samples with a
-    prediction, label or sample weight that is not finite, with a negative weight, or
-    with a class number that does not exist are left out, with a warning an epoch.
+    callback, and whatever saves the model saves the table: `model.save`,
+    `BackupAndRestore`, `ModelCheckpoint`. From the first `fit` on it is one of the
+    model's metrics, which reports nothing; without this callback the loss is plain
+    cross-entropy. Evidence from an unfinished epoch counts for the next one. Samples
+    with a prediction, label or sample weight that is not finite, with a negative
+    weight, or with a class number that does not exist are left out, with a warning in
+    each epoch.
 
-    Put it before `CSVLogger` and others that read the logs at the epoch's end.
-    docs/metrics.md says what it logs, and which metrics go with it;
-    docs/early_stopping.md, what to do where training may stop early. A loop of your own
-    calls its hooks through a `keras.callbacks.CallbackList`, as docs/own_loops.md
-    shows.
+    Put it before `CSVLogger` and other callbacks that read the logs at the epoch's end.
+    The repository has pages on what it logs and which metrics work with it
+    (docs/metrics.md), on training that may stop early (docs/early_stopping.md), and on
+    loops of your own, which call its hooks through a `keras.callbacks.CallbackList`
+    (docs/own_loops.md).
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX) for
     the idea, "Delving Deep into Label Smoothing" (arXiv 2011.12562) for class-wise
     soft labels; equations (7) and (8) of the method card, README.md in this package.
 
     Args:
-        prior_count: float, not negative: how many examples of each class the old table
-            counts for when the new one is made. 1.0 by default; 0 forgets it.
+        prior_count: float, not negative: the number of examples of each class that the
+            old table counts for when the new one is made. 1.0 by default; 0 forgets it.
         collect: `"correct"` (default) takes as evidence only the samples whose top
             prediction has the largest label mass; `"all"` takes every sample.
         fade_out: float in [0, 1], the share of the epochs of a `fit`, at its end, over
             which the weight of the global soft labels falls linearly to 0. Epoch e
             (from 0) of E has `global_weight * min(1, (E - e) / (fade_out * E))`. E is
             `epochs` of `fit`, so a run resumed with `initial_epoch` has the weights of
-            one that was never interrupted. 0.3 by default; 0 never fades.
-            `"learning_rate"`, for training that may stop early: the weight is in
-            proportion to the optimizer's learning rate when an epoch begins, and full
-            at the highest one of this `fit` so far, as with `ReduceLROnPlateau`. Where
-            `global_weight` is a callable it alone decides, and only 0 may be given.
+            one that was never interrupted. 0 never fades. `"learning_rate"` is for
+            training that may stop early, with `ReduceLROnPlateau` for example: the
+            weight is in proportion to the learning rate when an epoch begins, and full
+            at the highest rate of this `fit` so far. None, the default, is 0.3 wherever
+            a fade is possible. It is not with a callable `global_weight`, which is used
+            as it is, nor in a loop without a number of epochs; there any `fade_out` but
+            0 is an error.
 
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.
@@ -79,12 +81,11 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         With a list or dict of losses each name starts with the output's name and `_`.
 
     Raises:
-        ValueError: for bad arguments; when training starts, if the model is not
-            compiled with a `SoftLabelCrossentropy`, or with the same one for several
-            outputs or one that has trained another model, with two of these
-            callbacks, if `fade_out` is given where `global_weight` is a callable or
-            the number of epochs or the learning rate unknown, or if, on JAX, a
-            `metrics` property of the model's own hides the table from Keras.
+        ValueError: for bad arguments. When training starts: if the model is not
+            compiled with a `SoftLabelCrossentropy`, if it has the same one for several
+            outputs or one that has trained another model, with two of these callbacks,
+            with a `fade_out` that is not possible, or if, on JAX, the model's own
+            `metrics` property hides the table from Keras.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -129,19 +130,19 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self.prior_count: float = float(prior_count)
         self.collect: str = collect
         self.fade_out: float | str | None = fade_out
-        self._epochs: int | None = None  # of the running `fit`
-        self._highest_rate: float = 0.0  # of learning, in this training
+        self._epochs: int | None = None  # of this training
+        self._highest_rate: float = 0.0  # the highest learning rate of this training
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
-        self._weights: dict[str, float] = {}  # of the running epoch, else empty
-        self._steps: dict[str, int] = {}  # collected when the epoch began
-        self._iterations: int | None = None  # of the optimizer, when it began
-        self._told: set[str] = set()  # what has been said in this training
-        self._done: int | None = None  # epochs, in this training
+        self._weights: dict[str, float] = {}  # of the current epoch, else empty
+        self._steps: dict[str, int] = {}  # those collected before the epoch
+        self._iterations: int | None = None  # of the optimizer, before the epoch
+        self._warned: set[str] = set()  # the warnings of this training
+        self._done: int | None = None  # the number of finished epochs
 
     @property
     def table(self) -> Any:
-        """`(num_classes, num_classes)` float32 array, a copy; a dict of such by output
+        """`(num_classes, num_classes)` float32 array, a copy. A dict of these by output
         name if the model is compiled with a list or dict of losses."""
         tables = self._tables
         if not tables and self.model is not None:
@@ -155,25 +156,21 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         if not known:
             raise RuntimeError(
                 "There is no table before the first batch of training. Pass this "
-                "callback to `model.fit(callbacks=[...])` first. The table of a model "
-                "that is loaded, or that trained with another callback, is "
+                "callback to `model.fit(callbacks=[...])` first. The table of a loaded "
+                "model, or of one that trained with another callback, is "
                 "`model.loss.table.numpy()`."
             )
         return known[""] if "" in known else known
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: all but the model and what belongs to it."""
-        of_the_model: dict[str, dict] = {
-            "_losses": {},
-            "_tables": {},
-            "_weights": {},
-            "_steps": {},
-        }
-        return {**self.__dict__, "_model": None, **of_the_model}
+        """A copy has the settings, but not the model or anything that belongs to it."""
+        of_the_model = ("_losses", "_tables", "_weights", "_steps")
+        empty: dict[str, Any] = {name: {} for name in of_the_model}
+        return {**self.__dict__, "_model": None, **empty}
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
-        self.params = None  # of an earlier loop; this one sets its own, or has none
+        self.params = None  # of an earlier loop; this one may set none
 
     def on_train_begin(self, logs: Any = None) -> None:
         model = self.model
@@ -184,16 +181,17 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._check_fade_out()
         self._tables = {name: loss.table for name, loss in self._losses.items()}
         self._weights = {}
-        self._told = set()
+        self._warned = set()
         self._done, self._highest_rate = None, 0.0
         forget_other_tables(model, self._losses)
         for name, table in self._tables.items():
-            claim(model, self._losses[name])
-            table.disable()  # after an exception
+            table.switch.claim(model)
+            table.switch.turn_off()  # after an exception
             self._build_if_known(name, table)
         if attach(model, self._losses, self.collect):
-            make_steps_anew(model)
-        evaluates_without(model, self._tables.values())
+            recompile_steps(model)
+        switches = [table.switch for table in self._tables.values()]
+        exclude_from_evaluation(model, switches)
 
     def _check_fade_out(self) -> None:
         if not self.fade_out:
@@ -215,8 +213,8 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             self._share_of_rate()  # a backup may be restored after this
         elif self._epochs is None:
             raise ValueError(
-                "`fade_out` needs the number of epochs, and this loop does not give "
-                f"it. {given} Pass it: keras.callbacks.CallbackList(..., epochs=...)."
+                "`fade_out` needs the number of epochs, and this loop has none. "
+                f"{given} Pass it: keras.callbacks.CallbackList(..., epochs=...)."
             )
 
     def _weight(self, loss: SoftLabelCrossentropy, epoch: int) -> float:
@@ -239,16 +237,8 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._highest_rate = max(self._highest_rate, rate)
         return rate / self._highest_rate if self._highest_rate else 1.0
 
-    def _fading_ends(self) -> int | None:
-        """After how many epochs the weight has faded out; None if that is not told."""
-        fades = self.fade_out not in (0, LEARNING_RATE) and any(
-            not callable(loss.global_weight) and loss.global_weight > 0
-            for loss in self._losses.values()
-        )
-        return self._epochs if fades else None
-
     def _build_if_known(self, name: str, table: SoftLabelTable) -> None:
-        """Create the variables, if by now one can tell for how many classes."""
+        """Create the variables if the number of classes is known."""
         if table.num_classes is not None:
             return
         loss = self._losses[name]
@@ -264,33 +254,35 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._iterations = self._optimizer_iterations()
         warn_of_new_tables(self._losses)
         for name, table in self._tables.items():
-            if table.enabled and (table.user() is not self or table.epoch == epoch):
+            switch = table.switch
+            if switch.is_on and (switch.user is not self or table.epoch == epoch):
                 raise ValueError(
                     "A model must train with one GlobalSoftLabel: it serves every "
                     "output. Remove the others from the callbacks."
                 )
             self._build_if_known(name, table)  # BackupAndRestore may have loaded it
             if table.num_classes and table.epoch < epoch and view_of(table.steps) > 0:
-                self._end_epoch(name, table)  # saved between the epoch's end and (8)
-            table.epoch, table.user = epoch, weakref.ref(self)
+                self._end_epoch(name, table)  # it was saved just before this was done
+            table.epoch = epoch
             self._steps[name] = _steps(table)
-        self._enable()
+            switch.turn_on(self._weights[name], self)
 
     def on_test_begin(self, logs: Any = None) -> None:
         for table in self._tables.values():
-            table.disable()
+            table.switch.turn_off()
 
     def on_test_end(self, logs: Any = None) -> None:
-        self._enable()
+        for name, weight in self._weights.items():
+            self._tables[name].switch.turn_on(weight, self)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         for name, table in self._tables.items():
-            table.disable()
+            table.switch.turn_off()
             if _steps(table) <= self._steps[name] and self._has_trained():
-                training_warnings.no_step(self._told, name, epoch)
+                self._warn_of_no_step(name, epoch)
             if table.num_classes is None:  # not one batch came
                 continue
-            training_warnings.of_one_class(self._told, self.model, name, table)
+            self._warn_of_metrics(name, table)
             self._end_epoch(name, table)
             if logs is not None:
                 prefix = f"{name}_" if name else ""
@@ -298,7 +290,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                     logs[prefix + statistic] = value
         self._weights = {}
         finite = math.isfinite((logs or {}).get("loss", 0.0))
-        self._done = epoch + 1 if finite else None  # nothing to fade out after NaN
+        self._done = epoch + 1 if finite else None  # no warning of a fade after NaN
 
     def _optimizer_iterations(self) -> int | None:
         optimizer = self.model.optimizer
@@ -309,20 +301,78 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         return iterations is None or iterations != self._iterations
 
     def _end_epoch(self, name: str, table: SoftLabelTable) -> None:
-        left_out = table.end_epoch(self.prior_count)
-        if left_out:
-            training_warnings.left_out(left_out, name, table.epoch)
+        samples = table.end_epoch(self.prior_count)
+        if not samples:
+            return
+        of_output = f" of output {name!r}" if name else ""
+        were = f"{of_output} was" if samples == 1 else f"s{of_output} were"
+        warnings.warn(
+            f"{samples} sample{were} left out of the soft-label table in epoch "
+            f"{table.epoch}: predictions, labels or sample weights that are not "
+            "finite, negative sample weights, or labels of no class. Class numbers are "
+            "whole and count from 0 on. Such samples still count in the loss.",
+            stacklevel=3,
+        )
 
     def on_train_end(self, logs: Any = None) -> None:
         for table in self._tables.values():
-            table.disable()
-        end = self._fading_ends()
-        if end is not None and self._done is not None and self._done < end:
-            training_warnings.not_faded(self._told, self._done, end, self._fade_share)
+            table.switch.turn_off()
+        self._warn_if_not_faded()
 
-    def _enable(self) -> None:
-        for name, weight in self._weights.items():
-            self._tables[name].enable(weight, _still_trains(self.model))
+    # --- Warnings ---------------------------------------------------------------------
+
+    def _warn_once(self, key: str, message: str) -> None:
+        """At most once in a training."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=4)
+
+    def _warn_of_no_step(self, name: str, epoch: int) -> None:
+        of_output = f" of output {name!r}" if name else ""
+        self._warn_once(
+            f"no step {name}",
+            f"Epoch {epoch} trained without the global soft labels{of_output}: no step "
+            "called the loss that the model is compiled with. A `train_step` of your "
+            "own calls `self.compute_loss(x, y, y_pred, sample_weight)`, on JAX "
+            "`self.stateless_compute_loss(...)`; a `compute_loss` of your own calls "
+            "`super().compute_loss(...)` or `self.loss(y, y_pred)`; a loop of your own "
+            "calls `model.train_on_batch`.",
+        )
+
+    def _warn_of_metrics(self, name: str, table: SoftLabelTable) -> None:
+        """Warn of Keras metrics that are not meant for pairs, once some have come."""
+        unfit = keras_metrics.of_one_class(metrics_of(self.model, name))
+        if unfit and "metrics" not in self._warned and view_of(table.tied) > 0:
+            self._warn_once(
+                "metrics",
+                f"Keras' {unfit[0].name!r} counts only the lower class number of an "
+                "averaged pair as right. Compile with metrics="
+                "[keras_mixavg.SoftLabelAccuracy()], or with SoftLabelTopKAccuracy(k="
+                "...), to have both counted.",
+            )
+
+    def _warn_if_not_faded(self) -> None:
+        """Warn if training ended before the weight had faded out."""
+        fades = self.fade_out not in (0, LEARNING_RATE) and any(
+            not callable(loss.global_weight) and loss.global_weight > 0
+            for loss in self._losses.values()
+        )
+        done, epochs = self._done, self._epochs
+        if not fades or done is None or epochs is None or done >= epochs:
+            return
+        weight = equations.fading(done - 1, epochs, self._fade_share)
+        if weight < 0.01:  # as good as faded
+            return
+        self._warn_once(
+            "not faded",
+            f"Training ended after epoch {done} of {epochs}, where the "
+            f"global soft labels still had {weight:.0%} of their weight, so the "
+            "network is underconfident. Have the weight follow the learning rate, "
+            "callbacks=[keras.callbacks.ReduceLROnPlateau(...), "
+            "keras.callbacks.EarlyStopping(...), "
+            'GlobalSoftLabel(fade_out="learning_rate")], or fit a temperature on '
+            "held-out images. `fade_out=0` keeps the weight, without this warning.",
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -338,12 +388,3 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
 def _steps(table: SoftLabelTable) -> int:
     return int(view_of(table.steps)) if table.num_classes else 0
-
-
-def _still_trains(model: Any) -> Callable[[], bool]:
-    """A function that tells whether no other `fit` of `model` has begun since.
-
-    Each `fit` gives the model a History of its own.
-    """
-    reference, history = weakref.ref(model), getattr(model, "history", None)
-    return lambda: getattr(reference(), "history", None) is history

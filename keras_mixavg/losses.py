@@ -1,4 +1,4 @@
-"""SoftLabelCrossentropy: the cross-entropy that reads the table."""
+"""SoftLabelCrossentropy: the loss, which reads the table and collects into it."""
 
 import json
 import warnings
@@ -29,26 +29,26 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     While a `GlobalSoftLabel` callback trains the model, the target of each sample is
     `(1 - global_weight) * label + global_weight * label @ table`. At all other times,
     `evaluate` and validation included, this is `keras.losses.CategoricalCrossentropy`,
-    so that `val_loss` compares with any other run.
+    so that `val_loss` can be compared with that of any other run.
 
     The table of soft labels belongs to the loss, and is saved and loaded with the model
-    that is compiled with it; docs/saving.md has each way. A loss with a trained table
-    serves that model only. `loss.table.numpy()` is a copy of it, of shape
-    `(num_classes, num_classes)`.
+    that is compiled with it (docs/saving.md of the repository has each way). A loss
+    with a trained table can train that model only. `loss.table.numpy()` is a copy of
+    the table, `(num_classes, num_classes)`.
 
-    Called by hand between two epochs or after `fit` it is plain cross-entropy. In an
-    epoch of a loop with the callback a call counts as a training step, unless
-    it comes between the callback's `on_test_begin` and `on_test_end`. If `fit` ends
-    with an exception, this goes on until the next `fit`; Keras' `evaluate` and
-    `test_on_batch` are plain at any time.
+    Called by hand between two epochs or after `fit` the loss is plain cross-entropy. In
+    an epoch with the callback a call counts as a training step, unless it comes between
+    the callback's `on_test_begin` and `on_test_end`. If `fit` ends with an exception,
+    this holds until the next `fit`; Keras' `evaluate` and `test_on_batch` are plain at
+    any time.
 
-    A subclass that overrides `call(y_true, y_pred)`, a focal loss for example, gets the
-    combined targets there and has to know nothing of the table; docs/recipes/losses.md
-    shows it.
+    A subclass that overrides `call(y_true, y_pred)`, such as a focal loss, gets the
+    combined targets there and need not know of the table; docs/recipes/losses.md of the
+    repository has an example.
 
-    There is no `label_smoothing`: (5) smooths labels, by what has been learnt, and
-    `val_loss` could not be compared with other runs. Labels that are smoothed
-    beforehand may be passed. There is no `axis` either: the classes are on the last.
+    There is no `label_smoothing`: the table smooths labels already, and `val_loss`
+    could not be compared with other runs. Labels may be smoothed beforehand. There is
+    no `axis` either: the classes are on the last one.
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX);
     equations (4)-(7) of the method card, README.md in this package.
@@ -59,12 +59,12 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             as a distiller does, needs it.
         global_weight: float in [0, 1], the weight of the global soft label, or a
             callable that takes the epoch (from 0) and returns such a float, e.g. a
-            `keras.optimizers.schedules` schedule. 0.5 by default. A float fades
-            out at the end of training, see `fade_out` of GlobalSoftLabel; a callable
-            alone decides.
+            `keras.optimizers.schedules` schedule. 0.5 by default. A float fades out at
+            the end of training, see `fade_out` of GlobalSoftLabel; what a callable
+            returns is used as it is.
         from_logits: whether predictions are logits. False by default: probabilities.
-            Which of the two a tensor holds cannot be told from its values; a wrong
-            setting goes unnoticed and trains badly.
+            The values do not show which of the two they are, so a wrong setting goes
+            unnoticed and trains badly.
         name: name of the loss.
         reduction: as in `keras.losses.Loss`, `"sum_over_batch_size"` by default.
         dtype: as in `keras.losses.Loss`. The evidence is float32 in any case.
@@ -73,15 +73,15 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         y_true: local soft labels, one-hot ones included, `(..., num_classes)`, or class
             numbers, `(...)` or `(..., 1)`.
         y_pred: logits or probabilities, `(..., num_classes)`.
-        sample_weight: optional, `(...)` or a shape that broadcasts to it. It weighs the
-            loss as always, and the evidence. A Keras mask on `y_pred` does so too.
+        sample_weight: optional, `(...)` or a shape that broadcasts to it. It weights
+            the loss and the evidence. So does a Keras mask on `y_pred`.
 
     Raises:
         ValueError: for `num_classes` below 2, `global_weight` outside [0, 1] or a
             callable that returns such a value or cannot be saved, shapes that differ,
-            predictions of another width than `num_classes` or the table; while a
-            model trains with GlobalSoftLabel, and evaluates after it, if one of Keras'
-            metrics would fail on the labels or tell nonsense of them.
+            predictions of another width than `num_classes` or the table; and from the
+            first training with GlobalSoftLabel on, if a metric of Keras would fail on
+            the labels or be meaningless.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
@@ -116,9 +116,8 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.global_weight = global_weight
         self.from_logits = from_logits
         self.table = SoftLabelTable()
-        self.attached = False  # from the first training with GlobalSoftLabel on
-        self.output = ""  # the model's that it belongs to, once it is attached
-        self.lost_table = False  # whether it comes from a configuration that had one
+        self.output = ""  # the output of the model that it is for
+        self.lost_table = False  # whether it was made from the config of one with it
         self.replaces_table = False  # whether its model has trained with another one
         self.seen_classes: int | None = None  # the width of the last predictions
 
@@ -137,10 +136,10 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         y_true = equations.one_hot(given, predictions)
         shape = tuple(predictions.shape)
         self._check_shapes(tuple(y_true.shape), shape)
-        if self.attached and getattr(given.shape, "rank", 0) is not None:
+        if self.table.switch.attached and getattr(given.shape, "rank", 0) is not None:
             self._check_metrics(tuple(given.shape), shape)
         self.seen_classes = shape[-1]
-        if self._uses_table(y_pred):  # before the loss: torch may change the weights
+        if self._uses_table(y_pred):  # first: a mask changes torch's weights
             self._collect(self.table, y_true, y_pred, sample_weight, mask)
             y_true = self.table.targets(ops.cast(y_true, self.dtype))
         return super().__call__(y_true, y_pred, sample_weight)
@@ -149,9 +148,9 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         """Equation (6) of each sample, which a subclass may override.
 
         Args:
-            y_true: the targets of equation (5), `(..., num_classes)`. Class numbers
-                are rows by now, and the global soft labels are in.
-            y_pred: as the loss is called with.
+            y_true: the targets of equation (5), `(..., num_classes)`: class numbers
+                are one-hot by now and combined with the global soft labels.
+            y_pred: the predictions as the loss was called with them.
 
         Returns:
             `(...)`, the loss of each sample before weights and reduction.
@@ -159,18 +158,18 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         return equations.crossentropy(y_true, y_pred, self.from_logits)
 
     def _uses_table(self, y_pred: Tensor) -> bool:
-        """Whether this call is to look at the table, which may be disabled."""
+        """Whether this call reads the table, whose switch may still be off."""
         table = self.table
-        if not self.attached or table.evaluating:
+        if not table.switch.attached or table.switch.evaluating:
             return False
         step = traced_step()
         on_jax = keras.backend.backend() == "jax"
         if on_jax and step is None and not has_values(y_pred):
-            if table.enabled:
+            if table.switch.is_on:
                 warnings.warn(
-                    "On JAX the soft-label table cannot be read or changed in a "
-                    "function that calls the loss by itself, which trains on plain "
-                    "labels. Call `model.stateless_compute_loss(trainable_variables, "
+                    "On JAX a function that calls the loss itself can neither read nor "
+                    "change the soft-label table, and trains on plain labels. Call "
+                    "`model.stateless_compute_loss(trainable_variables, "
                     "non_trainable_variables, metrics_variables, x=..., y=..., "
                     "y_pred=...)` there and pass its variables on.",
                     stacklevel=2,
@@ -180,13 +179,13 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             if step is not None:
                 raise ValueError(
                     "On JAX the number of classes must be known before the first step, "
-                    "and this model does not tell it. Received: num_classes=None. Pass "
+                    "and this model does not show it. Received: num_classes=None. Pass "
                     f"it: SoftLabelCrossentropy(num_classes={y_pred.shape[-1]}, ...)."
                 )
             table.build(y_pred.shape[-1])
-        if step is not None and step.get_current_value(table.in_use) is None:
+        if step is not None and step.get_current_value(table.switch.variable) is None:
             return False
-        sync_state(table.owner() if table.owner else None)
+        sync_state(table.switch.owner)
         return True
 
     def _collect(
@@ -226,9 +225,10 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 f"y_true.shape={y_true}, y_pred.shape={y_pred}. Make the last layer of "
                 "the model and the labels agree on the classes."
             )
+        attached = self.table.switch.attached
         for owner, expected in (
             ("num_classes of this loss", self.num_classes),
-            ("its soft-label table", self.table.num_classes if self.attached else None),
+            ("its soft-label table", self.table.num_classes if attached else None),
         ):
             if expected is not None and _differ(y_pred[-1], expected):
                 raise ValueError(
@@ -238,11 +238,11 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 )
 
     def _check_metrics(self, y_true: tuple, y_pred: tuple) -> None:
-        """Keras updates its metrics after the loss: say it before one of them fails."""
-        model = self.table.owner() if self.table.owner else None
+        """Refuse unfit metrics here: Keras updates them after the loss."""
+        model = self.table.switch.owner
         if model is None or has_steps_of_its_own(model):
             return
-        phase = "evaluation" if self.table.evaluating else "training"
+        phase = "evaluation" if self.table.switch.evaluating else "training"
         metrics = metrics_of(model, self.output)
         keras_metrics.check(metrics, y_true, y_pred, phase)
 
@@ -258,7 +258,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             ),
             "from_logits": self.from_logits,
             "dtype": self.dtype,
-            # No argument. It tells a loss that comes without the table what it lacks.
+            # Not an argument: a loss made from this config lacks the table.
             **({"has_table": True} if self.table.learnt or self.lost_table else {}),
         }
 
@@ -282,13 +282,13 @@ def _checked_weight(weight: Any, name: str) -> float:
 
 
 def _check_can_be_saved(function: Callable[[int], float]) -> None:
-    """Keras would tell, but only when a checkpoint is due, or one is loaded."""
+    """Raise now: Keras would when it saves or loads a checkpoint."""
     kind = function if hasattr(function, "__name__") else type(function)
-    names = {kind.__name__: kind}  # what a user may pass as `custom_objects`
+    names = {kind.__name__: kind}  # as a user may pass them as `custom_objects`
     reason: Exception | None = None
     try:
         with warnings.catch_warnings(), keras.saving.custom_object_scope(names):
-            warnings.simplefilter("ignore")  # Keras' word on lambdas comes in due time
+            warnings.simplefilter("ignore")  # Keras warns of a lambda when it saves one
             saved = json.dumps(keras.saving.serialize_keras_object(function))
             loaded = keras.saving.deserialize_keras_object(
                 json.loads(saved), safe_mode=False

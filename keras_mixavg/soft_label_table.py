@@ -1,8 +1,6 @@
 """SoftLabelTable: the class-wise soft labels, the only object that holds state."""
 
 import warnings
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -11,26 +9,25 @@ from keras import ops
 
 from keras_mixavg import equations
 from keras_mixavg._keras import Trackable, sync_state
-from keras_mixavg.saved_state import OLD_NAMES, SAVED, check_state, initial_state
+from keras_mixavg.switch import COLLECTS, WEIGHT, Switch
 
 Tensor = Any
 
 ONE_VALUE = "only_first_replica"  # the same on every replica; "sum" would multiply it
-LARGE = 5000  # classes, from which on a table is worth a warning
+SAVED = ("table", "cross", "gram", "steps")
+OLD_NAMES = {"evidence": "cross", "mass": "gram"}  # in files of version 0.1
+LARGE = 5000  # classes; a table of as many brings a warning
 SECONDS = 7e-11  # times K³: equation (8) in float64 on two cores, for K over 2,000
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
 class SoftLabelTable(keras.metrics.Metric, Trackable):
-    """S, N, M and the current weight of equations (4)-(8).
+    """S, N and M of equations (4)-(8), and the switch that turns their use on and off.
 
     Each `SoftLabelCrossentropy` has one, and with it the table is saved and loaded
     wherever Keras saves and loads the state of a model. `GlobalSoftLabel` makes it one
-    of the model's metrics, because that is what every backend carries through a train
-    step; as a metric it reports nothing, and updating it does nothing.
-
-    While enabled it takes part in the loss and collects from it, else it does neither.
-    A test function of Keras sets `evaluating`, and neither happens there.
+    of the model's metrics, because every backend carries these through a train step. As
+    a metric it reports nothing, and updating it does nothing.
 
     Args:
         collect: `"correct"` or `"all"`, the samples to learn from.
@@ -51,16 +48,11 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         super().__init__(name=name, dtype="float32")
         self.collect = collect
         self.num_classes: int | None = None  # once it is built
-        self.epoch = 0  # the running one, or the last
-        self.learnt = False  # whether it has ever been more than the identity
-        self.owner: weakref.ref | None = None  # the model that trains with it
-        self.user: Callable[[], Any] = lambda: None  # the callback that enabled it
-        self.evaluating = False
-        self._weight = 0.0
-        self._enabled = False
-        self._still_runs: Callable[[], bool] = lambda: False
+        self.epoch = 0  # the current one, or the last
+        self.learnt = False  # whether it has ever differed from the identity
+        self.switch = Switch()
         self._loaded: dict[str, np.ndarray] = {}  # until it is built
-        self._refused = False  # whether the last state to be loaded was
+        self._refused = False  # whether the last state to be loaded was refused
 
     def build(self, num_classes: int) -> None:
         """Create the variables, the table as loaded or else the identity."""
@@ -74,15 +66,14 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
                 stacklevel=2,
             )
         shape = (num_classes, num_classes)
-        # In use: its weight, and whether it collects. One variable: one write.
-        known = keras.initializers.Constant(self._known())
-        self.in_use = self._variable("in_use", (2,), known)
-        # Learnt: S, N and M.
+        setting = keras.initializers.Constant(self.switch.host_value)
+        self.switch.variable = self._variable("switch", (2,), setting)
+        # S, N and M.
         self.table = self._variable("table", shape, "identity")
         self.cross = self._variable("cross", shape, aggregation="sum")
         self.gram = self._variable("gram", shape, aggregation="sum")
-        # Counted in the running epoch: steps collected, samples left out, and samples
-        # with several top classes.
+        # Counts of the current epoch: steps, samples left out, and samples whose top
+        # classes are tied.
         self.steps = self._variable("steps", ())
         self.left_out = self._variable("left_out", (), aggregation="sum")
         self.tied = self._variable("tied", (), aggregation="sum")
@@ -107,61 +98,9 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         """The number of classes of a loaded state that waits for the variables."""
         return len(self._loaded["table"]) if self._loaded else None
 
-    # --- In use or not ---------------------------------------------------------------
-
-    def enable(
-        self, weight: float, still_runs: Callable[[], bool] = lambda: False
-    ) -> None:
-        """Weigh in with `weight`, and collect, until disabled.
-
-        Args:
-            weight: a of equation (5).
-            still_runs: tells, when Keras resets the metrics, whether the training that
-                enabled the table goes on. If not, it has ended with an exception.
-        """
-        self._still_runs = still_runs
-        self._set(weight, True)
-
-    def disable(self) -> None:
-        """Neither weigh in nor collect. What has been learnt stays."""
-        self._set(0.0, False)
-
     def reset_state(self) -> None:
-        """Called by Keras: disable, unless the training that enabled it still runs."""
-        if not (self._enabled and self._still_runs()):
-            self.disable()
-
-    def _set(self, weight: float, enabled: bool) -> None:
-        self._weight, self._enabled = weight, enabled
-        if self.num_classes is not None:
-            self.in_use.assign(self._known())
-
-    def _known(self) -> np.ndarray:
-        """What the host knows of `in_use`."""
-        return np.array([self._weight, self._enabled], "float32")
-
-    @property
-    def enabled(self) -> bool:
-        return self._enabled
-
-    @property
-    def weight(self) -> Tensor:
-        """a of equation (5), 0 while disabled."""
-        return self.in_use[0]
-
-    @property
-    def collecting(self) -> Tensor:
-        """1 while enabled, or else 0."""
-        return self.in_use[1]
-
-    def _when(
-        self, flag: Tensor, known: float, then: Callable, otherwise: Callable
-    ) -> Any:
-        """`then()` if `flag` is positive. On torch the host, which has the value too
-        as `known`, need not wait for the device to tell."""
-        if keras.backend.backend() == "torch":
-            return then() if known > 0 else otherwise()
-        return ops.cond(flag > 0.0, then, otherwise)
+        """Called by Keras when an epoch or an evaluation begins. Forgets nothing."""
+        self.switch.reset()
 
     # --- Equations (4) to (8) --------------------------------------------------------
 
@@ -169,18 +108,18 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         """Equations (4) and (5): `(..., num_classes)` in the dtype of `labels`."""
 
         def combined() -> Tensor:
-            weight = ops.cast(self.weight, labels.dtype)
+            weight = ops.cast(self.switch.variable[WEIGHT], labels.dtype)
             global_labels = equations.global_soft_labels(
                 labels, ops.cast(self.table, labels.dtype)
             )
             return equations.targets(labels, global_labels, weight)
 
-        return self._when(self.weight, self._weight, combined, lambda: labels)
+        return self.switch.if_positive(WEIGHT, combined, lambda: labels)
 
     def add_batch(
         self, labels: Tensor, probabilities: Tensor, sample_weight: Tensor
     ) -> None:
-        """Equation (7) for one batch, while enabled; no gradient flows into it.
+        """Equation (7) for one batch, while switched on; no gradient flows into it.
 
         Samples with a value that is not finite, a negative weight, or a label of no
         class are left out and counted.
@@ -205,12 +144,12 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             )
             return [old + more for old, more in zip(before(), new, strict=True)]
 
-        result = self._when(self.collecting, float(self._enabled), after, before)
+        result = self.switch.if_positive(COLLECTS, after, before)
         for variable, value in zip(variables, result, strict=True):
             variable.assign(value)
 
     def end_epoch(self, prior_count: float) -> int:
-        """Equation (8), on the host: a new table, and the evidence starts anew.
+        """Equation (8), on the host: a new table; the evidence is set to zero.
 
         Returns:
             How many samples were left out of the evidence.
@@ -250,7 +189,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
     def numpy(self) -> np.ndarray:
         """`(num_classes, num_classes)` float32, a copy of the table as it is now."""
         if self.num_classes is not None:
-            sync_state(self.owner() if self.owner else None)
+            sync_state(self.switch.owner)
             return numpy_of(self.table)
         if self._loaded:
             return np.array(self._loaded["table"])
@@ -264,10 +203,10 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         return self.numpy().astype(dtype or "float32", copy=False)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What has been learnt, as copies; empty before the first batch."""
+        """Copies of S, N, M and the number of steps; empty before the first batch."""
         if self.num_classes is None:
             return dict(self._loaded)
-        sync_state(self.owner() if self.owner else None)
+        sync_state(self.switch.owner)
         return {name: numpy_of(getattr(self, name)) for name in SAVED}
 
     def save_own_variables(self, store: Any) -> None:
@@ -276,13 +215,13 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             store[name] = value
 
     def load_own_variables(self, store: Any) -> None:
-        """Called by Keras. A state that is wrong in any part changes nothing."""
+        """Called by Keras. A state with any error in it changes nothing."""
         if "epoch" not in store.keys() and self._refused:
-            # `skip_mismatch` comes back under the name that the model has for it.
+            # With `skip_mismatch` Keras asks again, under the model's attribute name.
             self._refused = False
             return
         if not store.keys() and not self._serves_its_model():
-            return  # Keras visits the table of an earlier loss too, which no file has
+            return  # the table of an earlier loss, which Keras visits too
         self._refused = True
         state = {OLD_NAMES.get(n, n): np.array(store[n]) for n in store.keys()}
         epoch = int(state.pop("epoch", -1))
@@ -293,11 +232,11 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         self._refused = False
         if epoch < 0:
             warnings.warn(
-                "What is loaded has no soft-label table for this loss. The model that "
-                "saved it was not compiled with a SoftLabelCrossentropy for this "
-                "output, or one of the two models with a loss and the other with a "
-                "list or a dict of losses: then compile this one as that one was, and "
-                "load again. The table starts as the identity.",
+                "The file has no soft-label table for this loss, so the table starts "
+                "as the identity. Either the model that saved it was not compiled with "
+                "a SoftLabelCrossentropy for this output; or one of the two models was "
+                "compiled with a single loss, the other with a list or a dict of "
+                "losses: then compile this one as that one was, and load again.",
                 stacklevel=2,
             )
         self.epoch = max(epoch, 0)
@@ -308,15 +247,14 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             self._assign(state)
 
     def _serves_its_model(self) -> bool:
-        """Whether the loss that its model is compiled with now is still this one's."""
-        model = self.owner() if self.owner else None
-        losses = keras.tree.flatten(getattr(model, "loss", None))
+        """Whether its model is still compiled with the loss of this table."""
+        losses = keras.tree.flatten(getattr(self.switch.owner, "loss", None))
         return losses in ([], [None]) or any(
             getattr(loss, "table", None) is self for loss in losses
         )
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict:
-        """Called by TensorFlow: what `tf.train.Checkpoint` saves, and no SavedModel."""
+        """Called by TensorFlow: for `tf.train.Checkpoint`, but not for a SavedModel."""
         if self.num_classes is None or save_type != "checkpoint":
             return {}
         return {name: getattr(self, name) for name in SAVED}
@@ -328,14 +266,46 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
     # --- As a metric -----------------------------------------------------------------
 
     def update_state(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a train step that updates all metrics must not change the table."""
+        """Do nothing: a train step that updates all metrics must not change it."""
 
     def result(self) -> dict[str, Any]:
-        """Nothing: what there is to report, the callback reports once an epoch."""
+        """Report nothing: the callback adds the table's statistics to the logs."""
         return {}
 
     def get_config(self) -> dict[str, Any]:
         return {"collect": self.collect, "name": self.name}
+
+
+def initial_state(num_classes: int) -> dict[str, np.ndarray]:
+    """The identity, and no evidence."""
+    zeros = np.zeros((num_classes, num_classes), "float32")
+    identity = np.eye(num_classes, dtype="float32")
+    return {"table": identity, "cross": zeros, "gram": zeros, "steps": np.zeros(())}
+
+
+def check_state(state: dict[str, np.ndarray], num_classes: int | None) -> None:
+    """Raise unless a file holds a complete table with the model's classes."""
+    advice = "The file is damaged, or of another version. Load an earlier one."
+    if set(state) != set(SAVED):
+        raise ValueError(
+            f"A saved soft-label table must have {sorted(SAVED)}. Received: "
+            f"{sorted(state)}. {advice}"
+        )
+    table = state["table"]
+    expected = (num_classes or len(table),) * 2
+    for name in ("table", "cross", "gram"):
+        if state[name].shape != expected:
+            raise ValueError(
+                f"The saved `{name}` must have shape {expected}, as the soft-label "
+                f"table of this model. Received: shape {state[name].shape}. Load a "
+                "file of a model with the same classes."
+            )
+    finite = all(np.isfinite(value).all() for value in state.values())
+    if not finite or (table < 0).any() or np.abs(table.sum(axis=1) - 1).max() > 1e-3:
+        raise ValueError(
+            "The rows of a saved soft-label table must be finite, not negative, and "
+            f"sum to 1. Received: rows that sum to {table.sum(axis=1)}. {advice}"
+        )
 
 
 def _is_identity(table: np.ndarray) -> bool:
@@ -343,10 +313,10 @@ def _is_identity(table: np.ndarray) -> bool:
 
 
 def view_of(variable: Any) -> np.ndarray:
-    """A variable's value, not to be written to: on a CPU it may be no copy."""
+    """A variable's value, for reading only: on a CPU it may share its memory."""
     value = ops.convert_to_tensor(variable)
     if keras.backend.backend() == "tensorflow":
-        value = ops.copy(value)  # NumPy warns of its variables
+        value = ops.copy(value)  # NumPy warns of TensorFlow's variables
     return np.asarray(ops.convert_to_numpy(value))
 
 

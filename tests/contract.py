@@ -67,7 +67,7 @@ def use_epoch(epoch):
 
 def use_table(table):
     table.build(3)
-    table.enable(0.5)
+    table.switch.turn_on(0.5)
     table.add_batch(Y, np.abs(X[:, :3]), np.ones(6, "float32"))
     return arrays([keras.ops.copy(v) for v in (table.cross, table.gram)])
 

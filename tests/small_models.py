@@ -8,8 +8,7 @@ import reference
 import tensorflow as tf
 
 from keras_mixavg import SoftLabelCrossentropy
-from keras_mixavg.saved_state import initial_state
-from keras_mixavg.soft_label_table import numpy_of
+from keras_mixavg.soft_label_table import initial_state, numpy_of
 
 FEATURES, CLASSES = 5, 4
 # For models of few steps, which cost less than to compile one.

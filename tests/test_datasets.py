@@ -149,7 +149,7 @@ def test_unbatched_and_bad_datasets_are_refused_when_they_are_built():
         unbatched.apply(make())
     with pytest.raises(ValueError, match="pass `num_classes` to MixAvg"):
         batches().apply(MixAvg())
-    with pytest.raises(ValueError, match="`epoch` goes with a `tf.data.Dataset`"):
+    with pytest.raises(ValueError, match="`epoch` is for a `tf.data.Dataset`"):
         make()(np.zeros(3), np.zeros(3, int), epoch=3)
     for epoch in (3, "3"):
         with pytest.raises(ValueError, match="`epoch` must be a .*CurrentEpoch.*'?3"):

@@ -29,7 +29,7 @@ class Weights(keras.callbacks.Callback):
         self.seen = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.seen.append(self.model.loss.table._weight / 0.5)
+        self.seen.append(float(self.model.loss.table.switch.host_value[0]) / 0.5)
 
 
 def compiled_model(kernel, global_weight=0.5):

@@ -83,12 +83,13 @@ def test_policies_of_half_precision_train_the_table_too(half, kind):
 def test_counters_are_float32_and_count_beyond_half_precision(floatx):
     table = SoftLabelTable()
     table.build(2)
-    table.enable(0.5)
+    table.switch.turn_on(0.5)
     labels = np.full((70_001, 2), np.nan, "float32")
     table.add_batch(labels, labels, np.ones(70_001, "float32"))
     good = np.tile(np.eye(2, dtype="float32"), (35_000, 1))
     table.add_batch(good, good, np.ones(70_000, "float32"))
-    variables = (table.in_use, table.cross, table.gram, table.steps, table.left_out)
+    counted = (table.cross, table.gram, table.steps, table.left_out)
+    variables = (table.switch.variable, *counted)
     assert {variable.dtype for variable in variables} == {"float32"}
     np.testing.assert_array_equal(
         keras.ops.convert_to_numpy(table.gram), 35_000 * np.eye(2)

@@ -187,8 +187,8 @@ def any_loss(data):
     loss = SoftLabelCrossentropy(from_logits=True, global_weight=0.5)
     loss.table = SoftLabelTable(collect)
     loss.table.build(num_classes)
-    loss.table.enable(0.5)
-    loss.attached = True
+    loss.table.switch.claim(keras.Model())
+    loss.table.switch.turn_on(0.5)
     for _ in range(2):
         value = to_numpy(loss(labels, logits, weights))
         before = loss.table.state()
@@ -374,7 +374,7 @@ class Calls(RuleBasedStateMachine):
         self.callback.set_model(self.model)
         self.callback.set_model(self.model)
 
-    @precondition(lambda self: self.model.loss.table.owner is not None)
+    @precondition(lambda self: self.model.loss.table.switch.attached)
     @rule()
     def another_model_with_the_same_loss(self):
         other = self.new_model(self.model.loss)

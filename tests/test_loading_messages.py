@@ -43,6 +43,6 @@ def test_weights_without_a_table_say_so_and_it_starts_anew(tmp_path):
     plain.save_weights(tmp_path / "plain.weights.h5")
     model = compiled(keras.models.clone_model(plain))
     trained(model)
-    with pytest.warns(UserWarning, match="What is loaded has no soft-label table"):
+    with pytest.warns(UserWarning, match="The file has no soft-label table"):
         model.load_weights(tmp_path / "plain.weights.h5")
     np.testing.assert_array_equal(model.loss.table.numpy(), np.eye(4))

@@ -11,11 +11,12 @@ pytestmark = [pytest.mark.core, pytest.mark.numerical]
 
 
 def attached_table(table, weight, collect="all"):
-    """A table with these values, enabled."""
+    """A table with these values, switched on, of some model."""
     result = SoftLabelTable(collect=collect)
     result.build(len(table))
     result.table.assign(np.asarray(table, "float32"))
-    result.enable(weight)
+    result.switch.claim(keras.Model())
+    result.switch.turn_on(weight)
     return result
 
 
@@ -36,7 +37,7 @@ def test_the_loss_equals_the_reference_for_any_table(rng, leading, weight, from_
     labels, logits, probabilities, table = example(rng, leading)
     sample_weight = rng.uniform(size=leading).astype("float32")
     loss = SoftLabelCrossentropy(from_logits=from_logits)
-    loss.table, loss.attached = attached_table(table, weight), True
+    loss.table = attached_table(table, weight)
     predictions = logits if from_logits else probabilities
     for w in (None, sample_weight):
         expected = reference.loss(labels, probabilities, table, weight, w)
@@ -72,7 +73,7 @@ def test_the_loss_computes_in_its_dtype_and_the_evidence_in_float32(rng, dtype):
         pytest.skip("JAX has no float64 unless it is told to")
     labels, logits, probabilities, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True, dtype=dtype)
-    loss.table, loss.attached = attached_table(table, 0.25), True
+    loss.table = attached_table(table, 0.25)
     value = loss(labels, logits)
     expected = reference.loss(labels, probabilities, table, 0.25)
     assert float(value) == pytest.approx(expected, rel=5e-3)
@@ -90,7 +91,7 @@ def test_evidence_equals_the_reference(rng, weights, from_logits, collect):
     w = rng.uniform(size=8).astype("float32")
     mask = rng.uniform(size=8) < 0.5
     loss = SoftLabelCrossentropy(from_logits=from_logits)
-    loss.table, loss.attached = attached_table(table, 0.25, collect), True
+    loss.table = attached_table(table, 0.25, collect)
     predictions = logits if from_logits else probabilities
     predictions = keras.ops.convert_to_tensor(predictions)
     if weights in ("mask", "both"):
@@ -113,7 +114,7 @@ def test_evidence_equals_the_reference(rng, weights, from_logits, collect):
 
 def test_evidence_adds_up_over_batches_and_positions(rng):
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table, loss.attached = attached_table(np.eye(4), 0.25), True
+    loss.table = attached_table(np.eye(4), 0.25)
     n, m = np.zeros((2, 4, 4))
     for leading in ((6,), (2, 3), (5, 1)):
         labels, logits, probabilities, _ = example(rng, leading)
@@ -129,7 +130,7 @@ def test_sample_weights_of_every_rank_weigh_single_positions(rng, shape):
     labels, logits, probabilities, table = example(rng, (6, 1))
     w = rng.uniform(size=6).astype("float32")
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table, loss.attached = attached_table(table, 0.25), True
+    loss.table = attached_table(table, 0.25)
     value = float(loss(labels, logits, w.reshape(shape)))
     expected = reference.loss(labels, probabilities, table, 0.25, w)
     assert value == close(expected)
@@ -140,8 +141,8 @@ def test_sample_weights_of_every_rank_weigh_single_positions(rng, shape):
 def test_a_disabled_table_is_not_touched_by_weights_that_overflow(rng):
     labels, logits, _, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table, loss.attached = attached_table(table, 0.5), True
-    loss.table.disable()
+    loss.table = attached_table(table, 0.5)
+    loss.table.switch.turn_off()
     loss(100 * labels, logits, np.full(labels.shape[:-1], 3e38, "float32"))
     for variable in (loss.table.cross, loss.table.gram):
         np.testing.assert_array_equal(numpy_of(variable), 0)
@@ -150,8 +151,8 @@ def test_a_disabled_table_is_not_touched_by_weights_that_overflow(rng):
 def test_a_disabled_table_neither_weighs_in_nor_collects(rng):
     labels, logits, probabilities, table = example(rng)
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table, loss.attached = attached_table(table, 0.5), True
-    loss.table.disable()
+    loss.table = attached_table(table, 0.5)
+    loss.table.switch.turn_off()
     expected = reference.loss(labels, probabilities)
     assert float(loss(labels, logits)) == close(expected)
     loss(labels, np.full_like(logits, np.nan))
@@ -187,7 +188,7 @@ def test_the_gradient_is_that_of_the_loss_alone(rng, collect):
     labels, logits, _, table = example(rng, (3,))
     weights = rng.uniform(size=3).astype("float32")
     loss = SoftLabelCrossentropy(from_logits=True)
-    loss.table, loss.attached = attached_table(table, 0.4, collect), True
+    loss.table = attached_table(table, 0.4, collect)
     variables = loss.table.variables
     result = gradient(lambda z: loss(labels, z, weights), logits, variables)
 
@@ -256,7 +257,7 @@ def test_shapes_that_do_not_fit_are_refused(y_true, y_pred, message):
 
 def test_predictions_of_another_width_than_the_table_are_refused():
     loss = SoftLabelCrossentropy()
-    loss.table, loss.attached = attached_table(np.eye(3), 0.5), True
+    loss.table = attached_table(np.eye(3), 0.5)
     message = r"must have 3 entries, as many as its soft-label table.*\(6, 4\)"
     with pytest.raises(ValueError, match=message):
         loss(np.zeros((6, 4)), np.zeros((6, 4)))

@@ -28,7 +28,7 @@ from small_models import (
 from tolerances import assert_close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
-from keras_mixavg.saved_state import SAVED
+from keras_mixavg.soft_label_table import SAVED
 
 pytestmark = pytest.mark.numerical
 

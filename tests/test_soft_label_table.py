@@ -19,18 +19,17 @@ def test_it_starts_as_the_identity_without_evidence(table):
     np.testing.assert_array_equal(numpy_of(table.table), np.eye(3))
     np.testing.assert_array_equal(numpy_of(table.cross), np.zeros((3, 3)))
     np.testing.assert_array_equal(numpy_of(table.gram), np.zeros((3, 3)))
-    assert float(numpy_of(table.weight)) == float(numpy_of(table.collecting)) == 0
+    np.testing.assert_array_equal(numpy_of(table.switch.variable), [0, 0])
 
 
-def test_resetting_the_metrics_disables_it_and_loses_nothing(table, rng):
-    table.enable(0.5)
-    assert float(numpy_of(table.weight)) == 0.5
-    assert float(numpy_of(table.collecting)) == 1
+def test_resetting_the_metrics_turns_it_off_and_loses_nothing(table, rng):
+    table.switch.turn_on(0.5)
+    np.testing.assert_array_equal(numpy_of(table.switch.variable), [0.5, 1])
     labels = rng.dirichlet(np.ones(3), size=4).astype("float32")
     table.add_batch(labels, labels, np.ones(4, "float32"))
     evidence = numpy_of(table.cross)
     table.reset_state()
-    assert float(numpy_of(table.weight)) == float(numpy_of(table.collecting)) == 0
+    np.testing.assert_array_equal(numpy_of(table.switch.variable), [0, 0])
     np.testing.assert_array_equal(numpy_of(table.cross), evidence)
 
 
@@ -38,7 +37,7 @@ def test_an_epoch_ends_with_equation_8_and_no_evidence(table, rng):
     labels, probabilities = rng.dirichlet(np.ones(3), size=(2, 9)).astype("float32")
     expected = np.eye(3)
     for _ in range(2):
-        table.enable(0.5)
+        table.switch.turn_on(0.5)
         table.add_batch(labels, probabilities, np.ones(9, "float32"))
         table.end_epoch(prior_count=2.0)
         n, m = reference.evidence(labels, probabilities, None, "all")
