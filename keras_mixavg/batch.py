@@ -20,7 +20,7 @@ KEYS = {
     "sample_weights": "weights",
     "sample_weight": "weights",
 }
-AS_IS = "as it is"  # instead of a number of classes: labels of any shape
+AS_IS = "as it is"  # in place of a number of classes, for labels of any shape
 
 
 def role(key: Any) -> str:
@@ -42,7 +42,7 @@ def roles(batch: Any) -> dict[Any, str]:
 
 
 def entries(batch: Any) -> Any:
-    """The entries of a batch that are to be averaged, as a tuple or a dict of them."""
+    """The entries of a batch that are to be averaged, as a tuple or a dict."""
     if isinstance(batch, dict):
         return {key: batch[key] for key in roles(batch)}
     return tuple(batch[key] for key in roles(batch))
@@ -58,10 +58,10 @@ def size(entries: Any, ops: Any) -> Any:
 def map_entries(
     function: Callable[[Any, str, Any], Any], entries: Any, num_classes: Any
 ) -> Any:
-    """`function(leaf, role, num_classes)` of every leaf of a tuple or dict of entries.
+    """Call `function(leaf, role, num_classes)` on every leaf of the entries.
 
-    Each leaf of the labels has its own number of classes, AS_IS where it is averaged
-    as it is. For other entries it is None.
+    Each leaf of the labels has its own number of classes, or AS_IS if it is to be
+    averaged as it is. For images and weights the number is None.
     """
 
     def mapped(key: Any, entry: Any) -> Any:
@@ -75,19 +75,19 @@ def map_entries(
 
 
 def map_heads(function: Callable[[Any, Any], Any], entry: Any, num_classes: Any) -> Any:
-    """`function(leaf, num_classes)` for a `num_classes` of the same structure."""
+    """Call `function(leaf, num_classes)` on every head of an entry.
+
+    `num_classes` has the structure of the heads, or is one number for all of them.
+    """
     if isinstance(num_classes, dict):
-        own = {key: entry[key] for key in num_classes}
-        return with_entries(
-            entry,
-            {
-                key: map_heads(function, head, _of_a_head(num_classes[key]))
-                for key, head in own.items()
-            },
-        )
+        heads = {
+            key: map_heads(function, entry[key], _of_a_head(number))
+            for key, number in num_classes.items()
+        }
+        return with_entries(entry, heads)
     if isinstance(num_classes, (list, tuple)):
-        heads = zip(entry, map(_of_a_head, num_classes), strict=True)
-        return with_entries(entry, [map_heads(function, *head) for head in heads])
+        pairs = zip(entry, map(_of_a_head, num_classes), strict=True)
+        return with_entries(entry, [map_heads(function, *pair) for pair in pairs])
     return keras.tree.map_structure(lambda leaf: function(leaf, num_classes), entry)
 
 
@@ -106,24 +106,24 @@ def with_entries(batch: Any, entries: Any) -> Any:
 
 
 def holds_one_number(y: Any) -> bool:
-    """One for each sample: `(batch,)` or `(batch, 1)`."""
+    """Whether there is one for each sample: `(batch,)` or `(batch, 1)`."""
     return len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
 
 
 def holds_class_numbers(y: Any, num_classes: Any) -> bool:
-    """One number each: integers, booleans, or floats, as Keras' layers cast them."""
+    """Integers or booleans, or floats, to which Keras' layers cast them."""
     return num_classes not in (AS_IS, 1) and holds_one_number(y)
 
 
 def as_numpy(leaf: Any) -> np.ndarray:
-    """The values of a leaf on the host, of whatever library it is."""
+    """The values of a leaf on the host, whichever library it comes from."""
     if hasattr(leaf, "detach"):  # torch's
         leaf = leaf.detach().cpu()
     return np.asarray(leaf)
 
 
 def dtype_of(leaf: Any) -> str:
-    """Its name."""
+    """The dtype of a leaf, by name."""
     if isinstance(leaf.dtype, np.dtype):  # Keras knows no name for NumPy's strings
         return leaf.dtype.name
     try:

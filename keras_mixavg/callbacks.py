@@ -148,19 +148,19 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         if not tables and self.model is not None:
             losses = soft_label_losses(self.model)
             tables = {name: loss.table for name, loss in losses.items()}
-        known = {
+        copies = {
             name: table.numpy()
             for name, table in tables.items()
             if table.num_classes or table.loaded_classes
         }
-        if not known:
+        if not copies:
             raise RuntimeError(
                 "There is no table before the first batch of training. Pass this "
                 "callback to `model.fit(callbacks=[...])` first. The table of a loaded "
                 "model, or of one that trained with another callback, is "
                 "`model.loss.table.numpy()`."
             )
-        return known[""] if "" in known else known
+        return copies[""] if "" in copies else copies
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the settings, but not the model or anything that belongs to it."""

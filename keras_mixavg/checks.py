@@ -1,4 +1,4 @@
-"""What is refused, of arguments and of batches, and the message that says why."""
+"""Which arguments and which batches are refused, and the messages that say why."""
 
 import math
 import numbers
@@ -31,8 +31,8 @@ EXACT_UP_TO = {"float16": 2048, "bfloat16": 256}  # whole numbers
 
 
 def checked_share(value: Any, name: str, meaning: str) -> float:
-    """A float in [0, 1], whatever kind of number it came as."""
-    if hasattr(value, "dtype") and tuple(value.shape) == ():  # such as Keras' schedules
+    """A float in [0, 1], from any kind of number."""
+    if hasattr(value, "dtype") and tuple(value.shape) == ():  # as of Keras' schedules
         value = float(value)
     if not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise ValueError(
@@ -66,13 +66,13 @@ def checked_rate(rate: Any, name: str = "rate") -> float:
 
 
 def checked_rate_of(rate: Callable[[int], float], epoch: int) -> float:
-    """The rate that a function gives for an epoch."""
+    """The rate that a function returns for an epoch."""
     try:
         value = rate(epoch)
     except Exception as error:
         raise ValueError(
-            f"`rate` must be a function of any epoch. Received: rate({epoch}), which "
-            f"raised {type(error).__name__}: {error}. Have it return a float in [0, 1]."
+            "`rate` must return a float in [0, 1] for any epoch. Received: "
+            f"rate({epoch}), which raised {type(error).__name__}: {error}"
         ) from error
     return checked_rate(value, f"rate({epoch})")
 
@@ -106,8 +106,19 @@ def checked_seed(seed: Any) -> int | None:
         ) from None
 
 
+def refuse_epoch(epoch: Any, batch: Any) -> None:
+    """Refuse an epoch for a single batch."""
+    if epoch is not None:
+        raise ValueError(
+            "`epoch` is for a `tf.data.Dataset`: layer(dataset, epoch=...). "
+            f"Received a {type(batch).__name__}. For batches that you make yourself "
+            "pass `rng`, a generator seeded with the epoch and the batch: "
+            "numpy.random.default_rng([seed, epoch, batch])."
+        )
+
+
 def refuse_multi_worker_strategy(model: Any = None) -> None:
-    """Raise where Keras 3 would fail later, with a message about something else."""
+    """Raise here, since Keras 3 would fail later and with an unrelated message."""
     if keras.backend.backend() != "tensorflow":
         return
     import tensorflow as tf
@@ -120,12 +131,12 @@ def refuse_multi_worker_strategy(model: Any = None) -> None:
             "To train on several machines set KERAS_BACKEND=jax, and in each process "
             "call keras.distribution.initialize(...) and "
             "keras.distribution.set_distribution(keras.distribution.DataParallel()); "
-            "see `Several machines` in docs/backends.md."
+            "see `Several machines` in docs/backends.md of the repository."
         )
 
 
 def brief(value: Any) -> str:
-    """`repr`, of a length that fits into a message."""
+    """`repr`, cut to a length that fits into a message."""
     text = reprlib.repr(value).replace("\n", " ")
     return text if len(text) <= 120 else f"{text[:100]}..."
 
@@ -134,7 +145,7 @@ def brief(value: Any) -> str:
 
 
 def check(batch: Any, num_classes: Any) -> None:
-    """Refuse what cannot be averaged, and say what to do."""
+    """Refuse a batch that cannot be averaged, and say what to do."""
     _check_entries(batch)
     leaves: list[tuple[str, Any]] = []
     for key, kind in roles(batch).items():
@@ -156,22 +167,22 @@ def check(batch: Any, num_classes: Any) -> None:
 
 
 def check_rng(rng: Any, entries: Any) -> None:
-    """Refuse a generator where a graph is made, and would be read once for it."""
+    """Refuse a generator in a graph, which would draw from it only once."""
     leaves = keras.tree.flatten(entries)
     if rng is not None and (in_tf_graph() or not all(map(has_values, leaves))):
         raise ValueError(
             "`rng` draws once, when a graph is made, and every batch would have the "
-            "same pairs. Leave it out inside a graph; call the layer on the dataset, "
-            "dataset.apply(layer), for pairs that a seed fixes."
+            "same pairs. Leave it out inside a graph. For pairs that a seed fixes call "
+            "the layer on the dataset: dataset.apply(layer)."
         )
 
 
 def warn_of_token_ids(batch: Any) -> bool:
-    """Warn, and say so, if an input looks like token ids or categories."""
+    """Warn if an input looks like token ids or categories. Returns whether it did."""
     for key, kind in roles(batch).items():
         for leaf in keras.tree.flatten(batch[key]) if kind == "images" else ():
             dtype = dtype_of(leaf)
-            axes = 2 if "16" in dtype else 3  # pictures of 16 bits have three
+            axes = 2 if "16" in dtype else 3  # images of 16 bits may have three
             if "int" in dtype and dtype != "uint8" and len(leaf.shape) <= axes:
                 warnings.warn(
                     f"MixAvg averages inputs of dtype {dtype} and shape "
@@ -212,7 +223,7 @@ def _check_entries(batch: Any) -> None:
 
 
 def _check_is_array(name: str, entry: Any) -> None:
-    """Refuse lists of numbers as one, not by their first number."""
+    """Refuse a list of numbers as a whole, not its first number."""
     leaves = keras.tree.flatten(entry)
     wrong = [leaf for leaf in leaves if not _is_array(leaf)]
     if not wrong:
@@ -248,7 +259,7 @@ def _check_leaf(name: str, leaf: Any) -> None:
     if not (dtype == "bool" or "int" in dtype or is_float(dtype)):
         raise TypeError(
             f"{name} must be numbers. Received: dtype={dtype}. Encode them as numbers "
-            "first; in a dict, put what is not to be averaged under another key."
+            "first, or put them under a key of a dict that MixAvg does not average."
         )
     if getattr(leaf.shape, "rank", 0) is None:
         raise ValueError(
@@ -330,7 +341,7 @@ def _check_labels(name: str, y: Any, num_classes: Any) -> None:
         if num_classes > EXACT_UP_TO.get(dtype, math.inf):
             raise ValueError(
                 f"{name} of dtype {dtype} cannot tell {num_classes} classes apart. "
-                "Pass integers, or cast nothing to that dtype before MixAvg."
+                "Pass integers, and cast them to no such dtype before MixAvg."
             )
         _check_values(y, num_classes)
     elif len(y.shape) != 2:
@@ -351,7 +362,7 @@ def _check_labels(name: str, y: Any, num_classes: Any) -> None:
 
 
 def _check_values(y: Any, num_classes: int | None) -> None:
-    """Refuse numbers that are no labels: now, or in a graph when it runs."""
+    """Refuse values that are not labels: now, or in a graph when it runs."""
     if num_classes is None and "int" not in dtype_of(y):
         return
     if in_tf_graph() and not isinstance(y, keras.KerasTensor):

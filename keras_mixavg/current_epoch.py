@@ -1,4 +1,4 @@
-"""CurrentEpoch: tells datasets which epoch of `fit` they are read for."""
+"""CurrentEpoch: the callback that tells datasets the epoch of `fit`."""
 
 import types
 import warnings
@@ -14,18 +14,19 @@ ENDLESS = 2**32  # more batches than an epoch has
 class CurrentEpoch(keras.callbacks.Callback):
     """Tell `MixAvg` on a dataset which epoch of `fit` it is.
 
-    Only `fit` knows the epoch: it makes iterators of a dataset for reasons of its own.
-    Give the same object to the dataset and to `fit`. The pairs and the `rate` are then
-    those of the epoch that Keras counts, also in a run that is resumed.
+    Only `fit` knows the epoch; the iterations of a dataset cannot be counted, since
+    Keras also makes some that train nothing. Give the same object to the dataset and to
+    `fit`. The pairs and the `rate` are then those of the epoch that Keras counts, also
+    in a run that is resumed.
 
     With `steps_per_epoch` repeat the dataset before `MixAvg`. An iteration that begins
     between two epochs, such as one of validation, has the epoch that follows. Before
     the first `fit` the epoch is 0. It takes no arguments.
 
     Raises:
-        ValueError: in `fit`, if no one can tell which epoch a batch is for: where the
-            dataset is repeated, cached or cut after `MixAvg`. Inside the dataset it
-            arrives as `tf.errors.InvalidArgumentError`, with the same message.
+        ValueError: in `fit`, if the epoch of a batch is unknown because the dataset is
+            repeated, cached or cut after `MixAvg`. Inside the dataset the error arrives
+            as `tf.errors.InvalidArgumentError`, with the same message.
 
     Example:
 
@@ -43,24 +44,24 @@ class CurrentEpoch(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._epoch = 0
-        self._fit = 0  # how many have begun
+        self._fit = 0  # the number of those that have begun
         self._in_fit = self._in_epoch = False
         self._served: Any = None  # the epoch or the `fit` of the last iteration
-        self._iterations_untold = 0
+        self._iterations_outside_fit = 0
 
     def __deepcopy__(self, memo: dict) -> "CurrentEpoch":
-        """The same: KerasTuner copies callbacks, but not the dataset."""
+        """The same object: KerasTuner copies callbacks, but not the dataset."""
         return self
 
     def iterations(self, batches: int) -> Callable[[], tuple[int, int, int]]:
         """A function for a dataset to call whenever an iteration of it begins.
 
         Args:
-            batches: how many the dataset has, negative if endless or not known.
+            batches: the length of the dataset, negative if endless or not known.
 
         Returns:
-            A function that returns the epoch of the first batch, how many batches
-            belong to each epoch, and the number of epochs, 0 if not known.
+            A function that returns the epoch of the first batch, the number of batches
+            in each epoch, and the number of epochs, 0 if not known.
         """
         dataset = types.SimpleNamespace(batches=batches, served=None)
         return lambda: self._begin_iteration(dataset)
@@ -69,7 +70,7 @@ class CurrentEpoch(keras.callbacks.Callback):
         epochs = self._param("epochs") or 0
         if not self._in_epoch:
             if not self._in_fit:
-                self._warn_if_untold()
+                self._warn_outside_fit()
             return self._epoch, ENDLESS, 0
         steps = self._param("steps")
         if _steps_are_limited():
@@ -100,12 +101,12 @@ class CurrentEpoch(keras.callbacks.Callback):
         params: dict[str, Any] = self.params or {}
         return params.get(name)
 
-    def _warn_if_untold(self) -> None:
-        self._iterations_untold += 1
-        if self._iterations_untold == 3:  # Keras, too, looks at a batch before `fit`
+    def _warn_outside_fit(self) -> None:
+        self._iterations_outside_fit += 1
+        if self._iterations_outside_fit == 3:  # Keras reads a batch before `fit` too
             warnings.warn(
                 "Three iterations of a dataset had the pairs and the rate of epoch "
-                f"{self._epoch}, since no `fit` told its CurrentEpoch another one. "
+                f"{self._epoch}, since no `fit` had its CurrentEpoch as a callback. "
                 "If they were epochs of `fit`, pass it: model.fit(..., "
                 "callbacks=[epoch]).",
                 stacklevel=2,
@@ -126,15 +127,15 @@ class CurrentEpoch(keras.callbacks.Callback):
         served = self._served in ((self._fit, None), (self._fit, epoch))
         if not (served or _steps_are_limited()):
             raise ValueError(
-                "CurrentEpoch must hear of the iteration that `fit` reads. Received: "
-                f"no iteration of its datasets began in epoch {epoch}. Give `fit` the "
-                "dataset itself, mix(dataset, epoch=epoch), not an iterator, and "
-                "`repeat` and `cache` before MixAvg."
+                "With CurrentEpoch each epoch of `fit` must begin an iteration of the "
+                "dataset. Received: no iteration of its datasets began in epoch "
+                f"{epoch}. Give `fit` the dataset itself, mix(dataset, epoch=epoch), "
+                "not an iterator, and call `repeat` and `cache` before MixAvg."
             )
 
     def on_train_end(self, logs: Any = None) -> None:
         self._in_fit = False
-        self._iterations_untold = 0
+        self._iterations_outside_fit = 0
 
     def get_config(self) -> dict[str, Any]:
         return {}
@@ -151,6 +152,6 @@ class CurrentEpoch(keras.callbacks.Callback):
 
 
 def _steps_are_limited() -> bool:
-    """By KERAS_MAX_STEPS_PER_EPOCH, for debugging: then no pass need be a whole one."""
-    limit = getattr(keras.config, "max_steps_per_epoch", None)  # of newer versions
+    """Whether KERAS_MAX_STEPS_PER_EPOCH, a setting for debugging, cuts epochs short."""
+    limit = getattr(keras.config, "max_steps_per_epoch", None)  # not in Keras 3.10
     return limit is not None and limit() is not None

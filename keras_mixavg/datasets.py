@@ -1,7 +1,7 @@
-"""The key of each batch of a `tf.data.Dataset`, which says what pairs it gets.
+"""A key for each batch of a `tf.data.Dataset`, from which its pairs are drawn.
 
 Pairs are computed from the key alone, so they are the same in any order, at any
-parallelism and in any process. Where no epoch is told, no variable is needed: the
+parallelism and in any process. Unless the epoch is given, no variable is needed: the
 dataset can be serialized, and its iterators can be saved.
 """
 
@@ -56,7 +56,7 @@ def with_keys(dataset: Dataset, seed: int | None, rate: Any, epoch: Any) -> Data
 def mapped(
     dataset: Dataset, function: Callable, parallel_calls: Any = AUTOTUNE
 ) -> Dataset:
-    """A map in order, parallel by default; AutoGraph need not read the function."""
+    """A map in order, parallel by default, without AutoGraph."""
     import tensorflow as tf
 
     function = tf.autograph.experimental.do_not_convert(function)
@@ -64,13 +64,13 @@ def mapped(
 
 
 def _check_none_is_needed(rate: Any) -> None:
-    """Raise where the epoch must be told."""
+    """Raise where the epoch is needed."""
     import tensorflow as tf
 
     if callable(rate):
         raise ValueError(
-            "A `rate` that is a function of the epoch needs to be told the epoch, "
-            "which only `fit` knows. Received: epoch=None. Make a callback, epoch = "
+            "A `rate` that is a function of the epoch needs the epoch, which only "
+            "`fit` knows. Received: epoch=None. Make a callback, epoch = "
             "keras_mixavg.CurrentEpoch(), call the layer with it, data = "
             "layer(dataset, epoch=epoch), and pass it to `fit`, "
             "model.fit(data, callbacks=[epoch])."
@@ -84,16 +84,16 @@ def _check_none_is_needed(rate: Any) -> None:
 
 
 def _random_numbers(seed: int | None) -> Dataset:
-    """Endless: others in each iteration, with a seed always in the same order."""
+    """Endless: other numbers in each iteration; with a seed, the same in each run."""
     import tensorflow as tf
 
     if seed is None:
         random = tf.data.Dataset.random(rerandomize_each_iteration=True)
         return random.batch(2, drop_remainder=True)
-    # By the operation, since the method would mix in TensorFlow's global seed.
+    # The operation, since the method would mix in TensorFlow's global seed.
     variant = tf.raw_ops.RandomDatasetV2(
         seed=_as_int64(seed),
-        seed2=1,  # two zeros would be no seed
+        seed2=1,  # two zeros would mean no seed
         seed_generator=tf.raw_ops.DummySeedGenerator(),
         rerandomize_each_iteration=True,
         output_types=[tf.int64],
@@ -115,18 +115,18 @@ def _keys_of_epochs(seed: int | None, epochs: Dataset) -> Dataset:
             None,
         )
 
-    keyed = epochs.flat_map(tf.autograph.experimental.do_not_convert(of_one))
-    keyed = keyed.repeat()  # never does, but tells `zip` that it will not be short
+    keys = epochs.flat_map(tf.autograph.experimental.do_not_convert(of_one))
+    keys = keys.repeat()  # endless before, but `zip` does not know the length of that
     if seed is not None:
-        return keyed
-    both = tf.data.Dataset.zip(_random_numbers(None), keyed)
+        return keys
+    both = tf.data.Dataset.zip(_random_numbers(None), keys)
     return mapped(both, lambda numbers, key: (numbers, key[1]), None)
 
 
 def _epochs(dataset: Dataset, rate: Any, epoch: Any) -> Dataset:
-    """`(epoch, rate, batches)` of the epochs that an iteration goes through.
+    """`(epoch, rate, batches)` of each epoch of an iteration.
 
-    The epoch is read when the iteration begins.
+    The first epoch is read when the iteration begins.
     """
     import tensorflow as tf
 
@@ -144,28 +144,29 @@ def _epochs(dataset: Dataset, rate: Any, epoch: Any) -> Dataset:
 def _iterations(
     dataset: Dataset, rate: Any, epoch: Any
 ) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A function for a graph: the first epoch of an iteration, and its batches."""
+    """A function that returns, in a graph, the first epoch of an iteration, and how
+    many batches belong to each epoch."""
     import tensorflow as tf
 
     if isinstance(epoch, CurrentEpoch):
         length = int(dataset.cardinality()) if tf.executing_eagerly() else -1
         begin = epoch.iterations(length)
 
-        def told() -> tuple[np.int64, np.int64]:
+        def begin_on_host() -> tuple[np.int64, np.int64]:
             first, batches, epochs = begin()
             if callable(rate):
                 for number in range(first, epochs):
                     checks.checked_rate_of(rate, number)
             return np.int64(first), np.int64(batches)
 
-        def of_fit() -> tuple[Tensor, Tensor]:
-            first, batches = tf.numpy_function(told, [], ["int64", "int64"])
+        def begin_in_graph() -> tuple[Tensor, Tensor]:
+            first, batches = tf.numpy_function(begin_on_host, [], ["int64", "int64"])
             return tf.ensure_shape(first, ()), tf.ensure_shape(batches, ())
 
-        return of_fit
+        return begin_in_graph
     if isinstance(epoch, numbers.Number) or not hasattr(epoch, "dtype"):
         raise ValueError(
-            "`epoch` must be a keras_mixavg.CurrentEpoch, which `fit` gets too, or an "
+            "`epoch` must be a keras_mixavg.CurrentEpoch that `fit` gets too, or an "
             "integer tensor or variable that holds the epoch when an iteration begins. "
             f"Received: epoch={checks.brief(epoch)}. In a loop of your own assign the "
             "number to tf.Variable(0)."
@@ -186,5 +187,5 @@ def _rate_of(rate: Any, epoch: Tensor) -> Tensor:
 
 
 def _as_int64(seed: int) -> int:
-    """The number of the same lowest 64 bits."""
+    """The signed number with the same lowest 64 bits."""
     return (seed + 2**63) % 2**64 - 2**63

@@ -76,8 +76,8 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
         predictions: `(..., num_classes)`, of more than one class.
 
     Returns:
-        `(..., num_classes)`, a row of zeros for a number outside [0, num_classes), and
-        of nan for one that is not whole.
+        `(..., num_classes)`. A number outside [0, num_classes) becomes a row of zeros,
+        a number that is not whole a row of nan.
 
     Example:
 
@@ -86,7 +86,7 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
            [1., 0., 0.]], dtype=float32)
     """
     num_classes = predictions.shape[-1]
-    if getattr(labels.shape, "rank", 0) is None:  # TensorFlow, of both kinds by turns
+    if getattr(labels.shape, "rank", 0) is None:  # TensorFlow: known when it runs
         return ops.cond(
             ops.equal(ops.size(labels), ops.size(predictions)),
             lambda: ops.cast(ops.reshape(labels, ops.shape(predictions)), "float32"),
@@ -104,8 +104,8 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
 
 
 def _rows(numbers: Tensor, num_classes: int) -> Tensor:
-    """One-hot rows. Zeros for a class that does not exist, which torch refuses; nan
-    for a number that is not whole, and so no class."""
+    """One-hot rows: zeros for a class that does not exist, which torch's function
+    refuses, and nan for a number that is not whole."""
     classes = ops.arange(num_classes, dtype="int32")
     whole = ops.cast(numbers, "int32")
     rows = ops.cast(ops.equal(ops.expand_dims(whole, -1), classes), "float32")
@@ -113,7 +113,7 @@ def _rows(numbers: Tensor, num_classes: int) -> Tensor:
     if not backend.is_float_dtype(dtype):
         return rows
     is_whole = ops.cast(ops.equal(ops.cast(whole, dtype), numbers), "float32")
-    # No constant of nan, at which a debugger would stop though no label is wrong.
+    # No constant nan: a debugger would stop at it though no label is wrong.
     zero_or_nan = ops.sqrt(is_whole - 1.0)
     return rows + ops.expand_dims(zero_or_nan, -1)
 
@@ -148,15 +148,14 @@ def targets(labels: Tensor, global_labels: Tensor, global_weight: Tensor) -> Ten
 
 
 def fading(epoch: int, epochs: int, fade_out: float) -> float:
-    """Equation (5), its weight: `min(1, (epochs - epoch) / (fade_out * epochs))`.
+    """The weight of equation (5): `min(1, (epochs - epoch) / (fade_out * epochs))`.
 
-    The share of `global_weight` that is in force in an epoch. It is 1 until the last
-    `fade_out` of the epochs, and falls linearly over these; an epoch after the last
-    would have 0.
+    This share of `global_weight` applies in an epoch. It is 1 until the last `fade_out`
+    of the epochs, and falls linearly over these; an epoch after the last would have 0.
 
     Args:
         epoch: int, counted from 0.
-        epochs: int, how many there are.
+        epochs: int, the number of epochs.
         fade_out: float in [0, 1]. With 0 the weight never falls.
 
     Example:
@@ -172,12 +171,12 @@ def fading(epoch: int, epochs: int, fade_out: float) -> float:
 def crossentropy(goals: Tensor, predictions: Tensor, from_logits: bool) -> Tensor:
     """Equation (6): `-sum(goals * log(probabilities))` over the last axis.
 
-    Keras' own function, that of `keras.losses.CategoricalCrossentropy`.
+    This is the function of `keras.losses.CategoricalCrossentropy`.
 
     Args:
         goals: t, `(..., num_classes)`.
         predictions: logits or probabilities, `(..., num_classes)`.
-        from_logits: which of the two they are.
+        from_logits: whether they are logits.
 
     Returns:
         `(...)`, in nats.
@@ -220,8 +219,8 @@ def batch_evidence(
 ) -> list[Tensor]:
     """Equation (7) over the samples of a batch that count.
 
-    Left out are samples with a value that is not finite, a negative weight, or a label
-    of no class; with `collect="correct"` a wrong prediction does not count either.
+    Samples with a value that is not finite, a negative weight, or a label of no class
+    are left out; with `collect="correct"`, so are wrong predictions.
 
     Args:
         labels: local soft labels, `(..., num_classes)` float32.
@@ -230,11 +229,12 @@ def batch_evidence(
         collect: `"correct"` or `"all"`.
 
     Returns:
-        What the batch adds to N and M, `(num_classes, num_classes)`, to the steps, to
-        the samples left out, and to those whose top classes are tied, as in a pair.
+        What the batch adds to N and M, `(num_classes, num_classes)` each, to the number
+        of steps, to the number of unusable samples, and to the number of samples whose
+        top classes are tied, as those of a pair are.
     """
     sums = ops.sum(labels, axis=-1) + ops.sum(probabilities, axis=-1) + sample_weight
-    usable = ops.isfinite(sums) & (sample_weight >= 0.0)  # all, if a sum is
+    usable = ops.isfinite(sums) & (sample_weight >= 0.0)  # finite only if all terms are
     largest = ops.max(labels, axis=-1)
     usable = usable & ((largest > 0.0) | (sample_weight == 0.0))
     counted = usable
@@ -242,7 +242,7 @@ def batch_evidence(
         counted = usable & (top_label_mass(labels, probabilities) >= largest)
     top = ops.cast(ops.equal(labels, ops.expand_dims(largest, -1)), "float32")
     tied = usable & (sample_weight > 0.0) & (ops.sum(top, axis=-1) > 1.0)
-    weights = ops.where(counted, sample_weight, 0.0)  # no product: inf * 0 is nan
+    weights = ops.where(counted, sample_weight, 0.0)  # not a product: inf * 0 is nan
     labels, probabilities = (
         ops.reshape(
             ops.where(ops.expand_dims(usable, -1), values, 0.0), (-1, values.shape[-1])
@@ -271,11 +271,11 @@ def updated_table(
         table: S, `(num_classes, num_classes)`, rows summing to one.
         cross: N, `(num_classes, num_classes)`.
         gram: M, `(num_classes, num_classes)`.
-        prior_count: how many examples the old table counts for, not negative.
+        prior_count: the number of examples the old table counts for, not negative.
 
     Returns:
-        The new S, `(num_classes, num_classes)`, rows summing to one. In float64, or
-        from 500 classes on in float32, see `ridge.solve`.
+        The new S, `(num_classes, num_classes)`, rows summing to one: in float64, or
+        with 500 classes or more perhaps in float32, see `ridge.solve`.
 
     Example:
 
@@ -285,10 +285,10 @@ def updated_table(
            [0.  , 1.  ]])
     """
     k = prior_count + 1e-6 * float(np.trace(gram, dtype="float64")) / len(table)
-    if k == 0:  # neither evidence nor a prior: nothing to learn from
+    if k == 0:  # neither evidence nor a prior
         return np.array(table, "float64")
     solution = ridge.solve(gram, cross, table, k)
-    np.maximum(solution, 0.0, out=solution)  # in place: each may be a large array
+    np.maximum(solution, 0.0, out=solution)  # in place: the array may be large
     sums = solution.sum(axis=1, keepdims=True)
     solution[sums[:, 0] <= 0] = table[sums[:, 0] <= 0]
     solution /= np.where(sums > 0, sums, 1.0)
@@ -296,9 +296,9 @@ def updated_table(
 
 
 def top_label_mass(labels: Tensor, predictions: Tensor) -> Tensor:
-    """What the label gives to the predicted class: `labels[argmax predictions]`.
+    """The label's mass on the predicted class: `labels[argmax predictions]`.
 
-    The prediction is correct if no class has more: either class of an averaged pair.
+    The prediction is correct if no class has more. Either class of a pair is correct.
 
     Args:
         labels: `(..., num_classes)`.

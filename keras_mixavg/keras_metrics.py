@@ -1,11 +1,11 @@
-"""Which of Keras' metrics fit which labels: class numbers, rows, averaged pairs."""
+"""Which metrics of Keras fit which labels: class numbers, rows, averaged pairs."""
 
 from collections.abc import Iterable
 
 import keras
 
 NUMBERS, ROWS = "class numbers", "one-hot or soft labels"
-OF_ONE_CLASS = (  # their rule takes the argmax of the label
+OF_ONE_CLASS = (  # they take the argmax of the label
     keras.metrics.CategoricalAccuracy,
     keras.metrics.TopKCategoricalAccuracy,
     keras.metrics.OneHotIoU,
@@ -15,7 +15,10 @@ OF_ANY_FUNCTION = (keras.metrics.Mean, keras.metrics.MeanMetricWrapper)
 
 
 def takes(metric: keras.metrics.Metric) -> str | None:
-    """`NUMBERS` or `ROWS`; None for both, and for one that is not Keras' own."""
+    """The labels that a metric takes: `NUMBERS`, `ROWS`, or None for either.
+
+    None also for a metric that is not Keras' own.
+    """
     kind = type(metric)
     if not kind.__module__.startswith("keras.") or kind in OF_ANY_FUNCTION:
         return None
@@ -30,11 +33,11 @@ def check(
     y_pred: tuple[int | None, ...],
     phase: str,
 ) -> None:
-    """Refuse metrics that would fail on these labels, or tell nonsense of them.
+    """Refuse metrics that would fail on these labels or be meaningless.
 
     Args:
         metrics: those that get the labels.
-        y_true: the shape of the labels, as they came.
+        y_true: the shape of the labels as given.
         y_pred: the shape of the predictions.
         phase: `"training"` or `"evaluation"`, for the message.
     """
@@ -73,5 +76,5 @@ def _advice(metric: keras.metrics.Metric, given: str) -> str:
 def of_one_class(
     metrics: Iterable[keras.metrics.Metric],
 ) -> list[keras.metrics.Metric]:
-    """Those that count only the lower class number of a pair as right."""
+    """The metrics that count only the lower class number of a pair as right."""
     return [metric for metric in metrics if isinstance(metric, OF_ONE_CLASS)]

@@ -1,4 +1,4 @@
-"""SoftLabelAccuracy and SoftLabelTopKAccuracy: accuracy for averaged pairs."""
+"""SoftLabelAccuracy and SoftLabelTopKAccuracy: accuracy on averaged pairs."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
 
     Per sample `y_true[argmax(y_pred)] / max(y_true)`: one if the prediction is either
     class of an averaged pair, and ordinary accuracy on one-hot labels. (Keras'
-    "accuracy" takes the argmax of the label too, which settles the tie of a pair in
-    favour of the lower class number. docs/metrics.md says which others work.)
+    "accuracy" takes the argmax of the label too, so only the lower class number of a
+    pair is right. docs/metrics.md of the repository lists the metrics that work.)
 
     Args:
         name: name of the metric, "accuracy" by default.
@@ -57,16 +57,16 @@ class SoftLabelTopKAccuracy(keras.metrics.MeanMetricWrapper):
     `SoftLabelAccuracy`.
 
     Args:
-        k: int of at least 1, how many predictions count. 5 by default.
+        k: int of at least 1, the number of predictions that count. 5 by default.
         name: name of the metric, "top_k_accuracy" by default.
         dtype: as in `keras.metrics.Metric`.
 
     Call arguments:
-        y_true, y_pred, sample_weight: as those of SoftLabelAccuracy.
+        y_true, y_pred, sample_weight: as for SoftLabelAccuracy.
 
     Raises:
-        ValueError: if `k` is no positive integer or more than there are classes, or if
-            `y_true` and `y_pred` differ in shape.
+        ValueError: if `k` is not a positive integer or exceeds the number of classes,
+            or if `y_true` and `y_pred` differ in shape.
 
     Example:
 
@@ -100,7 +100,7 @@ def _top_k_accuracy(y_true: Any, y_pred: Any, k: int) -> Any:
     if k > predictions.shape[-1]:
         raise ValueError(
             f"`k` must be at most the number of classes, {predictions.shape[-1]}. "
-            f"Received: k={k}. Pass SoftLabelTopKAccuracy(k=...) a smaller one."
+            f"Received: k={k}. Pass a smaller one: SoftLabelTopKAccuracy(k=...)."
         )
     _, top = ops.top_k(predictions, k)
     mass = ops.max(ops.take_along_axis(labels, top, axis=-1), axis=-1)

@@ -1,4 +1,4 @@
-"""MixAvg: draws a pairing, then applies it to everything in the batch."""
+"""MixAvg: checks a batch, draws its pairs, averages them, and puts it together."""
 
 import functools
 import random
@@ -19,7 +19,7 @@ Rate = float | Callable[[int], float]
 
 
 def _not_converted(method: Callable) -> Callable:
-    """AutoGraph would take seconds to read all this, and find nothing to convert."""
+    """Keep AutoGraph out: it would read all code below for seconds, to no effect."""
 
     @functools.wraps(method)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -49,15 +49,15 @@ class MixAvg(DataLayer):
 
     Args:
         rate: float in [0, 1], the probability that a sample is averaged. 0.5 by
-            default, that is, about half of the batch stays as it is. On a dataset
-            that is told the epoch it may be a function, `epoch -> float`.
+            default, so about half of the batch stays as it is. On a dataset called
+            with `epoch` it may be a function, `epoch -> float`.
         num_classes: int, needed where labels are one number for each sample. Class
             numbers are made one-hot. With 1 the numbers are averaged as they are, such
             as the labels 0 and 1 of a sigmoid, or a regression target. For labels that
-            are a dict (or a list), a dict (or a list) of these, None for a head that
-            is averaged as it is.
-        seed: optional int. With it every run has the same pairs, as docs/seeds.md says
-            for each way to feed a model.
+            are a dict (or a list), a dict (or a list) of these, with None for a head
+            that is to be averaged as it is.
+        seed: optional int. With it every run has the same pairs; docs/seeds.md of the
+            repository has the details for each way to feed a model.
         **kwargs: `name`, `trainable` and `dtype` of `keras.layers.Layer`. The dtype
             does not matter: tensors keep their own.
 
@@ -72,16 +72,16 @@ class MixAvg(DataLayer):
         rng: optional `numpy.random.Generator`, for a batch that is not in a graph: the
             pairs are drawn from it. It may also be the last positional argument, as
             `random_map` of `grain` passes it.
-        epoch: for a dataset, optional: who tells the epoch, from which the pairs and
-            the rate are then made. A `CurrentEpoch`, which `fit` gets too; or an
-            integer tensor or `tf.Variable`, of which an iteration takes the value that
-            it has when the iteration begins. Without it each iteration has other
-            pairs, in the same order in every run with a seed.
+        epoch: for a dataset, optional: where to read the epoch, which then decides the
+            pairs and the rate. A `CurrentEpoch` that `fit` gets too, or an integer
+            tensor or `tf.Variable`, whose value is read when an iteration begins.
+            Without it each iteration has other pairs, and with a seed every run has
+            the same.
 
     Input shape:
         x: `(batch, ...)`, any rank, any batch size; a lone sample has no partner and
         stays as it is. y: `(batch,)` or `(batch, 1)` integers in `[0, num_classes)`
-        (or booleans, or whole floats, which Keras' own layers turn them into), or
+        (or booleans, or whole floats, to which Keras' own layers cast them), or
         `(batch, num_classes)` one-hot, soft or multi-label. sample_weight:
         `(batch, ...)`.
 
@@ -89,14 +89,14 @@ class MixAvg(DataLayer):
         The structure and the shapes of the input, with labels `(batch, num_classes)`.
         Float x keeps its dtype, uint8 stays uint8 (rounded to nearest), other integers
         become float32. Labels and sample weights are float32, or float64 if they were.
-        NumPy arrays come back as such, and so do the tensors of every library.
+        NumPy arrays come back as NumPy arrays, and tensors as those of their library.
 
     Raises:
         ValueError: for `rate` outside [0, 1], shapes that do not fit, labels outside
             `[0, num_classes)`, integers of shape `(batch, num_classes)` other than 0
-            and 1 (inside a compiled `tf.data` map, where values are first known at run
-            time, `tf.errors.InvalidArgumentError`), a dict without `images` or
-            `labels`, or with boxes, keypoints or masks.
+            and 1, a dict without `images` or `labels`, or with boxes, keypoints or
+            masks. Inside `tf.data`, where values are known only at run time, bad values
+            raise `tf.errors.InvalidArgumentError`.
         TypeError: for string, ragged and sparse tensors.
 
     Example:
@@ -144,21 +144,10 @@ class MixAvg(DataLayer):
     ) -> Any:
         if inputs and isinstance(inputs[-1], np.random.Generator):
             *inputs, rng = inputs  # type: ignore[assignment]
-        if not inputs:
-            raise ValueError(
-                "MixAvg must be called on (x, y), (x, y, sample_weight) or a dict with "
-                "`images` and `labels`. Received no positional argument."
-            )
         batch = inputs[0] if len(inputs) == 1 else tuple(inputs)
         if datasets.is_dataset(batch):
             return self._map(batch, epoch, **kwargs)
-        if epoch is not None:
-            raise ValueError(
-                "`epoch` goes with a `tf.data.Dataset`: layer(dataset, epoch=...). "
-                f"Received a {type(batch).__name__}. For batches that you make "
-                "yourself pass `rng`, a generator with a seed of the epoch and the "
-                "batch: numpy.random.default_rng([seed, epoch, batch])."
-            )
+        checks.refuse_epoch(epoch, batch)
         if rng is not None:
             kwargs["rng"] = rng
         training = kwargs.get("training", True)
@@ -171,7 +160,7 @@ class MixAvg(DataLayer):
         return batches.with_entries(batch, super().__call__(entries, **kwargs))
 
     def _map(self, dataset: Any, epoch: Any, training: bool | None = True) -> Any:
-        """The layer called on each batch of a dataset, with the batch's own key."""
+        """Call the layer on each batch of a dataset, with the key of the batch."""
         rate = self.rate if training else 0.0
         keyed = datasets.with_keys(dataset, self.seed, rate, epoch)
 
@@ -198,16 +187,16 @@ class MixAvg(DataLayer):
 
         Args:
             batch_size: int, or a scalar integer tensor inside a graph (inside `tf.data`
-                on TensorFlow only; a call of the layer works on each backend).
-            rng: as of a call of the layer.
+                on TensorFlow only; a call of the layer works on every backend).
+            rng: as for a call of the layer.
 
         Returns:
             `(batch_size,)` integers; a sample that is not averaged is its own partner.
         """
         if callable(self.rate):
             raise ValueError(
-                "A `rate` that is a function of the epoch needs to be told the epoch, "
-                "and a batch does not know it. Call the layer on the dataset, "
+                "A `rate` that is a function of the epoch needs the epoch, and a batch "
+                "does not have it. Call the layer on the dataset, "
                 "layer(dataset, epoch=keras_mixavg.CurrentEpoch()), or make a layer "
                 "with a fixed `rate` for each epoch."
             )
@@ -252,7 +241,7 @@ class MixAvg(DataLayer):
             "rate": (
                 keras.saving.serialize_keras_object(rate) if callable(rate) else rate
             ),
-            # in plain containers, not in those that Keras tracks
+            # In plain containers, not in those that Keras tracks.
             "num_classes": checks.checked_classes(self.num_classes),
             "seed": self.seed,
         }
@@ -265,7 +254,7 @@ class MixAvg(DataLayer):
         return super().from_config(config)
 
     def __reduce__(self) -> Any:
-        """Worker processes make the layer anew, without Keras' archives."""
+        """For worker processes, which make the layer from its arguments."""
         if type(self) is not MixAvg:
             return super().__reduce__()
         config = {
@@ -292,7 +281,7 @@ class MixAvg(DataLayer):
         return self.draw(size, rng)
 
     def _on_backend(self, entries: Any) -> bool:
-        """Whether the backend computes these, rather than NumPy."""
+        """Whether the backend averages these, or else NumPy."""
         if in_tf_graph():
             return True
         if draws.data_loader_worker() is not None:  # which must not touch the device

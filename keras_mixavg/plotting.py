@@ -20,13 +20,13 @@ except ImportError as error:
         "with `pip install matplotlib`."
     ) from error
 
-MAX_NUMBERS = 20  # classes up to which each cell of a table has its number
-PAIRS_SHOWN = 20  # of the most confused classes, where there are more than that
+MAX_NUMBERS = 20  # classes; a larger table has no number in each cell
+PAIRS_SHOWN = 20  # the most confused pairs, listed beside a larger table
 BAR_LABEL = "taken for another class, per cent"
 
 
 class _Figure(Figure):
-    """A figure that a notebook shows although pyplot does not know of it."""
+    """A figure that a notebook shows although pyplot did not make it."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -44,8 +44,8 @@ def plot_pairs(
 ) -> Figure:
     """Show images, their partners, and the averages, with their labels.
 
-    The partner of an image is found by what the average tells: of all images, the one
-    with which the midpoint is closest to it.
+    The partner of an image is found from the average: it is the image whose midpoint
+    with the first is closest to the average.
 
     Args:
         images: the batch before `MixAvg`, `(batch, height, width)` or
@@ -54,13 +54,13 @@ def plot_pairs(
         mixed: the batch after `MixAvg`, of the shape of `images`.
         mixed_labels: its labels, `(batch, num_classes)`.
         class_names: optional names, one for each class; the numbers by default.
-        max_columns: how many of the batch to show at most.
+        max_columns: the largest number of images to show.
 
     Returns:
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: for shapes that do not fit together, or too few names.
+        ValueError: for shapes that do not fit together, or a wrong number of names.
 
     Example:
 
@@ -96,18 +96,18 @@ def plot_pairs(
         _show(axes[2, column], mixed[column], text, scale)
     for ax, title in zip(axes[:, 0], ("image", "partner", "seen"), strict=True):
         ax.set_ylabel(title, fontsize=11)
-        if not ax.axison:  # no label on an empty cell: put it beside
+        if not ax.axison:  # an empty cell has no axis label
             ax.text(-0.12, 0.5, title, rotation=90, va="center", fontsize=11)
     return figure
 
 
 def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
-    """Show a soft-label table: what the network takes each class for.
+    """Show a soft-label table: which classes the network takes for which.
 
-    The colour says how much of a class goes to another one, in per cent. The diagonal,
-    what a class keeps, is written where there is room for it and has no colour: it is
-    so much larger that nothing else would show. With many classes the most confused
-    pairs are named beside the table.
+    The colour of a cell is the share of one class that goes to another, in per cent.
+    The diagonal has no colour, since it is so much larger that nothing else would show;
+    with few classes its value is written. With many classes the most confused pairs are
+    listed beside the table.
 
     Args:
         table: `(num_classes, num_classes)`, rows summing to one, as
@@ -118,7 +118,7 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: if the table is not square, or for too few names.
+        ValueError: if the table is not square, or for a wrong number of names.
 
     Example:
 
@@ -216,8 +216,8 @@ def _images(name: str, images: Any) -> np.ndarray:
     ):
         raise ValueError(
             f"`{name}` must have shape (batch, height, width) or (batch, height, "
-            f"width, 1 or 3). Received: {name}.shape={images.shape}. For other data, "
-            "draw a picture of your own."
+            f"width, 1 or 3). Received: {name}.shape={images.shape}. Plot other data "
+            "yourself."
         )
     return images[..., 0] if images.ndim == 4 and images.shape[-1] == 1 else images
 

@@ -39,7 +39,7 @@ class Switch:
 
     def __init__(self) -> None:
         self.evaluating = False
-        self.host_value = np.zeros(2, "float32")  # the same as of the variable
+        self.host_value = np.zeros(2, "float32")  # what the variable holds
         self.variable: Any = None  # once the table is built
         self._owner: weakref.ref | None = None
         self._user: weakref.ref | None = None
