@@ -140,7 +140,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
             self._check_metrics(tuple(given.shape), shape)
         self.seen_classes = shape[-1]
         if self._uses_table(y_pred):  # first: a mask changes torch's weights
-            self._collect(self.table, y_true, y_pred, sample_weight, mask)
+            self._collect(y_true, y_pred, sample_weight, mask)
             y_true = self.table.targets(ops.cast(y_true, self.dtype))
         return super().__call__(y_true, y_pred, sample_weight)
 
@@ -189,12 +189,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         return True
 
     def _collect(
-        self,
-        table: SoftLabelTable,
-        y_true: Tensor,
-        y_pred: Tensor,
-        sample_weight: Tensor | None,
-        mask: Tensor | None,
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Any, mask: Any
     ) -> None:
         labels = ops.cast(y_true, "float32")
         predictions = ops.cast(y_pred, "float32")
@@ -209,7 +204,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 elif extra == -1 and weights.shape[-1] == 1:  # (batch,) for (batch, 1)
                     factor = ops.expand_dims(factor, -1)
                 weights = weights * factor
-        table.add_batch(labels, probabilities, weights)
+        self.table.add_batch(labels, probabilities, weights)
 
     def _check_shapes(self, y_true: tuple, y_pred: tuple) -> None:
         if y_pred[-1] == 1:
