@@ -1,18 +1,17 @@
-"""Train a classifier of CIFAR-10 or CIFAR-100 with MixAvg, or with what it replaces.
+"""Train a classifier of CIFAR-10 or CIFAR-100 with MixAvg or another method.
 
-    python examples/cifar.py --smoke                       # does it run? seconds
+    python examples/cifar.py --smoke                       # check that it runs
     python examples/cifar.py --network small --train-examples 2000 --epochs 30
     python examples/cifar.py --dataset cifar100            # the full recipe, on a GPU
 
 PreAct ResNet-18; SGD with Nesterov momentum 0.9, batches of 128, a cosine from 0.1
 after 5 epochs of warm-up, L2 decay of 5e-4 on kernels, 200 epochs; pad-4 crops, flips.
-`--method` changes the mixing and the labels and nothing else. Everything goes to --out;
-a run that was stopped goes on with --resume, as if it had never stopped. README.md
-beside this file has results.
+`--method` changes only the mixing and the labels. All results go to --out. `--resume`
+continues a run that was stopped as if it had not been. README.md has results.
 
-This file has what is CIFAR's own, the data. What happens to them is in the folder
-training/, which other programs share: methods.py there shows how MixAvg, its loss and
-its callback are used, fit.py the run. For data of your own write another `load`.
+This file loads the data. The rest is in training/, which several programs share:
+methods.py shows how to use MixAvg, its loss and its callback, fit.py is the run. For
+your own data write another `load`.
 """
 
 import numpy as np
@@ -24,12 +23,12 @@ def parse_arguments(argv=None, methods=METHODS):
     parser = arguments.parser(__doc__, methods)
     add = parser.add_argument
     add("--dataset", choices=["cifar10", "cifar100"], default="cifar10")
-    add("--data-dir", metavar="DIR", help="where TFDS has, or puts, the data")
+    add("--data-dir", metavar="DIR", help="the data directory of TFDS")
     add(
         "--arrays",
         metavar="FILE.npz",
-        help="the data as NumPy saved them, not TFDS: "
-        "train_images, train_labels, test_images, test_labels and names",
+        help="read a file saved by NumPy instead of TFDS, with train_images, "
+        "train_labels, test_images, test_labels and names",
     )
     return arguments.parse(parser, lambda args: args.dataset, argv)
 
@@ -56,7 +55,7 @@ def load_arrays(path):
 
 
 def load_digits():
-    """scikit-learn's 8x8 digits, four times as large and in three equal colours."""
+    """scikit-learn's 8x8 digits, four times as large, in three equal channels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

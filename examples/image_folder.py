@@ -1,17 +1,16 @@
-"""Does it help on my images? Train on a folder of them, four ways, and compare.
+"""Does it help on my images? Train on a folder of them with four methods, and compare.
 
     python examples/image_folder.py DIR               # a folder of class folders
-    python examples/image_folder.py DIR --flip none   # digits, text: what has a left
+    python examples/image_folder.py DIR --flip none   # digits, text
     python examples/image_folder.py DIR --network EfficientNetV2B0 --weights imagenet
     python examples/image_folder.py DIR --image-size 64 --epochs 30     # a first look
 
-Plain training, MixUp, CutMix and MixAvg with global soft labels, from scratch or from a
-network that was trained on something else, each in the same runs: same seeds, same
-images in the same order. Each image is tested once, by networks that have not seen it.
-What comes out is an answer in words with 95 % intervals, why it came out so, the next
-command, and pictures: on the terminal, and as one HTML page in --out. It ends early
-where more runs would change nothing. A comparison that was stopped goes on with the
-same command.
+It compares plain training, MixUp, CutMix and MixAvg with global soft labels, from
+scratch or by fine-tuning (`--weights`), with the same seeds and the same images in the
+same order. Each image is tested once, by networks that have not seen it. The answer is
+in words, with 95 % intervals, the cause and the next command, on the terminal and, with
+pictures, as one HTML page in --out. The program stops early where more runs would
+change nothing. After an interruption the same command continues.
 """
 
 import argparse
@@ -23,7 +22,7 @@ import sys
 from pathlib import Path
 
 from training import arguments, fit, record  # first: it chooses the backend
-from training.methods import METHODS, in_words
+from training.methods import METHODS, in_words, with_names
 
 # isort: split
 import keras
@@ -33,9 +32,9 @@ from training.clock import clock
 from training.progress import Progress
 
 UNSEEN = "How good is each method on images that it has not seen?"
-FEW = 5000  # images, up to which each is tested
-DISAGREE = 0.25  # of the images, on which two networks typically differ
-LONG = 3600  # seconds, from which a smaller image size is worth a word
+FEW = 5000  # images, up to which cross-validation tests each
+DISAGREE = 0.25  # share of the images on which two networks typically differ
+LONG = 3600  # seconds, from which a smaller image size is suggested
 SMOKE = {"epochs": 2, "warmup_epochs": 1, "head_epochs": 1, "runs": 3}
 
 
@@ -50,24 +49,24 @@ def parse_arguments(argv=None):
     # fmt: off
     add("folder", type=Path, metavar="DIR", help="a folder of class folders of images")
     add("--validation", type=Path, metavar="DIR",
-        help="another such folder to test on (default: none, for cross-validation)")
+        help="another such folder to test on (default: none: cross-validation)")
     add("--folds", type=int, default=5, metavar="K",
-        help="parts of the cross-validation: a run trains on all but one, and is "
-        "tested on that one (default: %(default)s)")
+        help="parts of the cross-validation: a run trains on all parts but one, and "
+        "tests on that one (default: %(default)s)")
     add("--runs", type=int, metavar="N",
-        help="of each method (default: as many as parts, so that each image is tested "
-        f"once; 3 with --validation, and from {FEW:,} images on)")
+        help="runs of each method (default: --folds, so that each image is tested "
+        f"once; 3 with --validation, or with {FEW:,} images and more)")
     add("--image-size", type=int, metavar="PIXELS",
-        help="side of the square that images are cut and scaled to (default: that of "
-        "the images, from {} to {})".format(*folder.SIDES))
+        help="side of the square that images are cropped and scaled to (default: "
+        "their own, from {} to {})".format(*folder.SIDES))
     add("--methods", nargs="+", default=["erm", "mixup", "cutmix", "mixavg"],
         dest="compared", choices=list(METHODS), metavar="METHOD",
-        help=f"{', '.join(f'{name} ({in_words(name)})' for name in METHODS)}; erm is "
-        "always among them (default: erm mixup cutmix mixavg)")
+        help=f"{with_names(METHODS)}; erm is always among them (default: erm mixup "
+        "cutmix mixavg)")
     add("--all-runs", action="store_true",
-        help="make all runs, also where they would change nothing (default: no)")
+        help="make all runs, even if they would change nothing (default: no)")
     add("--smoke", action="store_true",
-        help="does it run? two epochs, random weights, no answer (default: no)")
+        help="only check that it runs: two epochs, random weights (default: no)")
     add("--out", type=Path, metavar="DIR",
         help="for the results (default: runs/folder-DIR)")
     # fmt: on
@@ -79,10 +78,10 @@ def parse_arguments(argv=None):
     if "erm" not in args.compared:
         args.compared = ["erm", *args.compared]
     if len(args.compared) < 2:
-        parser.error("--methods needs one beside erm (plain training) to compare")
+        parser.error("--methods needs a method besides erm (plain training)")
     arguments.check(args, parser)
     if args.held_out:
-        parser.error("--held-out is not for a folder, which is tested part by part")
+        parser.error("--held-out does not apply here: use --folds or --validation")
     for name, least in (("runs", 1), ("image_size", 1), ("folds", 2)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -98,7 +97,7 @@ def parse_arguments(argv=None):
 
 
 def survey(args):
-    """What is in the folders, after everything that can be wrong with them."""
+    """The contents of the folders, once everything has been checked."""
     found = folder.survey(args.folder)
     if args.validation:
         others = folder.survey(args.validation)
@@ -106,14 +105,14 @@ def survey(args):
             missing = ", ".join(sorted(set(found.counts) ^ set(others.counts)))
             raise SystemExit(
                 f"{args.folder} and {args.validation} must have the same class "
-                f"folders. In one of them only: {missing}."
+                f"folders. Only one of them has: {missing}."
             )
         return found, others
     few = [name for name, count in found.counts.items() if count < 2]
     if few:
         raise SystemExit(
-            "Each class needs two images, one to train on and one to test on. Only one "
-            f"is in: {', '.join(few)}. Add images, or pass --validation."
+            "Each class needs two images, one to train on and one to test on. Classes "
+            f"with only one: {', '.join(few)}. Add images, or pass --validation."
         )
     if args.folds > found.images:
         raise SystemExit(f"--folds {args.folds}: there are only {found.images} images.")
@@ -121,7 +120,7 @@ def survey(args):
 
 
 def complete(args, found):
-    """Fill in what depends on the images."""
+    """Fill in the defaults that depend on the images."""
     args.image_size = args.image_size or found.image_size
     if args.shift is None:
         args.shift = args.image_size // 8
@@ -131,13 +130,13 @@ def complete(args, found):
 
 
 def plan(args, found, others):
-    """What will be done, in words."""
+    """The plan, in words."""
     counts = found.counts.values()
     each = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else min(counts)
     side = args.image_size
     weights = f"the weights {args.weights}" if args.weights != networks.NONE else ""
     if weights and args.smoke:
-        weights = "random weights, since this is a smoke test"
+        weights = "random weights for the smoke test"
     if others:
         trained, tested = found.images, others.images
         how = f"Each run tests on the {tested:,} images of {args.validation}."
@@ -151,37 +150,37 @@ def plan(args, found, others):
         tested = found.images * min(args.runs, args.folds) // args.folds
         how = (
             f"Cross-validation in {args.folds} parts: each run trains on about "
-            f"{trained:,} images and is tested on the others, {tested:,} in all."
+            f"{trained:,} images and tests on the others, {tested:,} in all."
         )
     epochs = answer.count(args.epochs, "epoch")
     if weights:
         heads = answer.count(args.head_epochs, "epoch")
-        epochs = f"{heads} of a new last layer, {epochs} of all"
+        epochs = f"{heads} of the new last layer, {epochs} of all layers"
     batch = min(args.batch_size, trained)
     flips = {
         "none": "never flipped",
-        "horizontal": "flipped left to right by chance (digits, text: --flip none)",
-        "both": "flipped left to right and upside down by chance",
+        "horizontal": "flipped left to right at random (digits, text: --flip none)",
+        "both": "flipped left to right and upside down at random",
     }[args.flip]
     smallest = 100 * 1.96 * (DISAGREE / tested) ** 0.5
     gigabytes = 3 * side**2 * found.images / 1e9
     memory = f" They take {gigabytes:.1f} GB of memory." if gigabytes > 1 else ""
     return [
-        f"{found.images:,} images of {len(counts)} classes, {each} of each; their "
-        f"median side is {found.side} pixels, they are used at {side}, {flips}, and "
+        f"{found.images:,} images of {len(counts)} classes, {each} of each, with a "
+        f"median side of {found.side} pixels. They are scaled to {side}, {flips}, and "
         f"shifted by up to {args.shift} pixels.{memory}",
         f"Network {args.network}, {parameters(args, counts):.2f} million parameters, "
         f"{weights or 'from scratch'}: {epochs}, in batches of {batch}.",
         how,
         f"{len(args.compared)} methods ({', '.join(map(in_words, args.compared))}) x "
         f"{args.runs} runs: {len(args.compared) * args.runs} runs of {epochs}.",
-        f"So many test images tell methods apart that differ by about {smallest:.1f} "
-        "points of accuracy or more, however many runs are made.",
+        f"With {tested:,} test images a difference is detectable from about "
+        f"{smallest:.1f} points of accuracy, however many runs are made.",
     ]
 
 
 def parameters(args, counts):
-    """Millions that can be trained, in the network for these classes."""
+    """Millions of trainable parameters of the network for these classes."""
     side = args.image_size
     try:
         network = fit.network_of(args, random=True)((side, side, 3), len(counts), 0.0)
@@ -194,9 +193,9 @@ def parameters(args, counts):
 
 
 def command(args, argv, changes=None):
-    """The command that was given, with other options, complete."""
+    """The complete command, with changed options."""
     changes = dict(changes or {})
-    if args.smoke:  # whose results are no answer, and in a folder of their own
+    if args.smoke:  # its results are in a folder of their own
         changes = {"smoke": None, "out": None}
     elif set(changes) - {"runs"}:
         tag = "-".join(f"{name}-{value}" for name, value in changes.items() if value)
@@ -207,7 +206,7 @@ def command(args, argv, changes=None):
         if skip:
             skip = False
         elif token.split("=")[0] in flags:
-            skip = "=" not in token and token != "--smoke"  # which has no value
+            skip = "=" not in token and token != "--smoke"  # it has no value
         else:
             kept.append(token)
     for name, value in changes.items():
@@ -237,8 +236,8 @@ def progress_of(args):
 
 
 def check_out(args):
-    """A folder of results is of one set of options."""
-    more = {"out", "runs", "compared", "all_runs"}  # of the same is welcome
+    """All results in a folder must have the same options."""
+    more = {"out", "runs", "compared", "all_runs"}  # these may change
     settings = {k: v for k, v in record.settings(args).items() if k not in more}
     path = args.out / "settings.json"
     if not path.exists():
@@ -249,13 +248,15 @@ def check_out(args):
     if changed:
         raise SystemExit(
             f"{args.out} has runs with other options: {', '.join(changed)}. Choose "
-            "another --out, or give the same options to go on."
+            "another --out, or pass the same options to continue."
         )
 
 
 def load(args):
-    """Training images and labels, test images and labels, classes, and the numbers of
-    the test images, of the round that `args.seed` is."""
+    """Training and test images with labels, class names, numbers of the test images.
+
+    `args.seed` is the number of the round.
+    """
     names = [f.name for f in folder.class_folders(args.folder)]
     images, labels = folder.read(args.folder, args.image_size)
     if args.validation:
@@ -268,9 +269,9 @@ def load(args):
 
 
 def train_all(args):
-    """`{method: [Run, ...]}` and why it ended early, if so.
+    """`{method: [Run, ...]}`, and why it ended early, if it did.
 
-    What is finished is read, not trained again.
+    Finished runs are read, not repeated.
     """
     progress = progress_of(args)
     results = {method: [] for method in args.compared}
@@ -303,19 +304,19 @@ def train_one(args, method, seed, progress):
     return result
 
 
-# --- What they say -------------------------------------------------------------------
+# --- The report ----------------------------------------------------------------------
 
 
 def report(args, argv, about, results, reason):
-    """Print the answer, and write it with the pictures as one page."""
+    """Print the answer, and write it as one page with pictures."""
     verdict = answer.verdict(results, args)
-    title = "It runs; a smoke test is no answer" if args.smoke else verdict.title
+    title = "It runs. A smoke test has no answer" if args.smoke else verdict.title
     paragraphs = {**({"Ended early": reason} if reason else {}), **verdict.paragraphs}
     if args.smoke:
         paragraphs = {"Next": "Without --smoke:"}
     next_command = command(args, argv, verdict.changes)
     if reason:
-        paragraphs["Ended early"] += " To make all runs nevertheless, add --all-runs."
+        paragraphs["Ended early"] += " Add --all-runs to make them anyway."
     absolute, differences = answer.absolute(results), answer.differences(results)
     text = [f"# {title}", *(f"{k}. {v}" for k, v in paragraphs.items())]
     absolute, differences = (
@@ -332,11 +333,11 @@ def report(args, argv, about, results, reason):
 
 BELOW = (
     "Mean over all test images, ± standard deviation over the runs. NLL: mean negative "
-    "log-likelihood; less is better. One temperature: after dividing the logits by a "
+    "log-likelihood; lower is better. One temperature: after dividing the logits by a "
     "number fitted on other test images. ECE: expected calibration error. Training "
-    "accuracy is on the images as each method mixes them. Differences: with 95 % "
-    "intervals, the wider of that over test images and that over runs; bold where zero "
-    "lies outside."
+    "accuracy: on the images as each method mixes them. Differences have 95 % "
+    "intervals, the wider of those over test images and over runs, and are bold where "
+    "the interval excludes zero."
 )
 
 
@@ -367,7 +368,7 @@ def as_page(args, argv, about, results, title, paragraphs, next_command):
         ),
     ]
     for name, caption in (
-        ("pairs", "Images of the first run, and what they are mixed to."),
+        ("pairs", "Images of the first run, before and after mixing."),
         ("soft_labels", "The global soft labels at the end of the first run."),
     ):
         path = args.out / f"{method}-0" / f"{name}.png"
@@ -376,7 +377,7 @@ def as_page(args, argv, about, results, title, paragraphs, next_command):
     settings = {k: v for k, v in made["settings"].items() if k not in NOT_SHOWN}
     machine = made["machine"]
     parts += [
-        page.heading("How it was made"),
+        page.heading("How to repeat it"),
         page.command(given(argv)),
         *map(page.paragraph, about),
         page.paragraph(", ".join(f"{k} {v}" for k, v in made["versions"].items())),
@@ -435,7 +436,7 @@ def main(argv=None):
     try:
         results, reason = train_all(args)
     except KeyboardInterrupt:
-        raise SystemExit("\nStopped. The same command goes on.") from None
+        raise SystemExit("\nStopped. The same command continues.") from None
     report(args, argv, about, results, reason)
     return results
 

@@ -1,17 +1,16 @@
-"""Where is the method meant to be used? One small network, trained three ways.
+"""What does the method do against wrong labels? One small network, trained three ways.
 
-1,000 real images of digits, of which three in ten have a wrong label, and a network
-that can memorise all of them. Plain training, `keras.layers.MixUp`, and MixAvg
-with GlobalSoftLabel have the same network, seed, images and steps. Only the input
-pipeline, the loss and the callback change, as in any program that you put the method
-into. The test images have their right labels.
+The data are 1,000 images of digits, three in ten with a wrong label. The network can
+memorise all of them. Plain training, `keras.layers.MixUp`, and MixAvg with
+GlobalSoftLabel share the network, seed, images and steps; only the input pipeline, the
+loss and the callback differ. The test images have their right labels.
 
     python examples/quickstart.py                      # under two minutes on a CPU
     python examples/quickstart.py --wrong-labels 0     # the same with right labels
-    python examples/quickstart.py --smoke              # does it run? seconds
+    python examples/quickstart.py --smoke              # check that it runs
 
-It prints a table and writes result.json and three pictures to --out. With the same
-arguments on the same machine it prints the same figures again, but for the seconds.
+It prints a table and writes result.json and three pictures to --out. The same arguments
+give the same figures on the same machine, except for the seconds.
 """
 
 import argparse
@@ -31,7 +30,7 @@ def parse_arguments(argv=None):
     add("--wrong-labels", type=float, default=0.3, metavar="SHARE",
         help="share of the training images that get a wrong label (default: 0.3)")
     add("--train-examples", type=int, default=1000, metavar="N",
-        help="train on N images, as many of each class (default: 1000, all)")
+        help="train on N images, the same number of each class (default: 1000, all)")
     add("--epochs", type=int, default=30,
         help="passes over the training images (default: 30)")
     add("--batch-size", type=int, default=50,
@@ -43,12 +42,12 @@ def parse_arguments(argv=None):
     add("--global-weight", type=float, default=0.75,
         help="weight of the global soft labels (default: 0.75)")
     add("--runs", type=int, default=1, metavar="N",
-        help="train each method N times, with as many seeds, and print mean and "
-        "standard deviation (default: 1)")
+        help="train each method with N seeds, and print mean and standard deviation "
+        "(default: 1)")
     add("--seed", type=int, default=0,
         help="seed of the first run (default: 0)")
     add("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR",
-        help="where result.json and the pictures go (default: runs/quickstart)")
+        help="folder of result.json and the pictures (default: runs/quickstart)")
     add("--smoke", action="store_true",
         help="two epochs on 200 images: only shows that it runs")
     # fmt: on
@@ -69,7 +68,7 @@ def parse_arguments(argv=None):
     return args
 
 
-if __name__ == "__main__":  # so that --help comes at once, without TensorFlow's log
+if __name__ == "__main__":  # before TensorFlow, so that --help is quick and clean
     ARGUMENTS = parse_arguments()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -108,14 +107,14 @@ def load_digits(train_examples):
         digits.target,
         train_size=train_examples,
         test_size=TEST_IMAGES,
-        stratify=digits.target,  # as many of each class
+        stratify=digits.target,  # the same number of each class
         random_state=0,
     )
     return (train_x, train_y), (test_x, test_y)
 
 
 def with_wrong_labels(labels, share, seed):
-    """`share` of the labels, up to one, are replaced by another class."""
+    """Replace a `share` of the labels by another class, rounded to whole labels."""
     random = np.random.default_rng(seed)
     wrong = random.permutation(len(labels))[: round(share * len(labels))]
     labels = labels.copy()
@@ -124,7 +123,7 @@ def with_wrong_labels(labels, share, seed):
 
 
 def pipeline(method, images, labels, seed, args):
-    """The training dataset: the one place where the methods' data differ."""
+    """The training dataset of a method."""
     train = tf.data.Dataset.from_tensor_slices((images, labels))
     train = train.shuffle(len(images), seed=seed)
     train = train.batch(args.batch_size, drop_remainder=True)
@@ -156,7 +155,7 @@ def network(shape):
 
 
 def train_and_test(method, train, test, seed, args, more=()):
-    """One model from start to end: its history, its result and its callbacks."""
+    """Train and test one model: its history, its result and its callbacks."""
     keras.utils.set_random_seed(seed)
     data = pipeline(method, *train, seed, args)
     model = network(train[0].shape[1:])
@@ -164,7 +163,7 @@ def train_and_test(method, train, test, seed, args, more=()):
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=args.learning_rate, warmup_steps=steps // 10
     )
-    # On MixUp and on class numbers this loss is Keras' cross-entropy.
+    # Without the callback this loss is plain cross-entropy.
     loss = SoftLabelCrossentropy(global_weight=args.global_weight, from_logits=True)
     callbacks = [GlobalSoftLabel()] if method == "MixAvg" else []
     model.compile(
@@ -188,7 +187,7 @@ def train_and_test(method, train, test, seed, args, more=()):
 
 
 def figures_of(logits, labels):
-    """Accuracy, and NLL as it is and at the best of 100 temperatures."""
+    """Accuracy, NLL, and NLL at the best of 100 temperatures."""
     temperatures = np.geomspace(0.1, 10, 100)
     logits = logits.astype("float64")
     return {
@@ -241,8 +240,8 @@ def draw_training(histories, wrong_labels):
             color=COLOURS[method],
             linewidth=2.5 if method == "MixAvg" else 1.5,
         )
-    ax.set(xlabel="epoch", ylabel="accuracy on test images, per cent")
-    ax.set_title(f"With {wrong_labels:.0%} wrong labels, does training longer help?")
+    ax.set(xlabel="epoch", ylabel="accuracy on test images, %")
+    ax.set_title(f"With {wrong_labels:.0%} wrong labels, does longer training help?")
     ax.grid(alpha=0.3)
     ax.legend()
     return figure
@@ -257,7 +256,7 @@ def draw_pairs(train, args):
 
 
 def train_all(args, train, test):
-    """Histories of each method's first run, results of all, the last run's table."""
+    """History of each method's first run, all results, and the last table."""
     histories, results = {}, []
     progress = Progress(args.runs * len(METHODS), args.epochs)
     for seed in range(args.seed, args.seed + args.runs):
@@ -281,7 +280,7 @@ def main(args):
     train, test = load_digits(args.train_examples)
     wrong = round(args.wrong_labels * args.train_examples)
     print(
-        "Handwritten digits of 8x8 pixels, from scikit-learn. Of the "
+        "Handwritten digits of 8x8 pixels, from scikit-learn. Of "
         f"{args.train_examples} training images {wrong} have a wrong label; the "
         f"{TEST_IMAGES} test images have the right ones."
     )
@@ -313,9 +312,9 @@ def main(args):
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
     }
     (args.out / "result.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\nwritten to {args.out}/: result.json, {', '.join(pictures)} (.png)")
+    print(f"\nWritten to {args.out}/: result.json, {', '.join(pictures)} (.png)")
     if args.smoke:
-        print("It runs. Two epochs are not meant to learn: the figures say nothing.")
+        print("It runs. After two epochs the figures mean nothing.")
     return report
 
 

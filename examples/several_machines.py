@@ -1,13 +1,13 @@
-"""Train a digit classifier on several machines: one process each, JAX backend.
+"""Train a digit classifier on several machines, one process each, with JAX.
 
     KERAS_BACKEND=jax python examples/several_machines.py \
         --coordinator 10.0.0.1:9876 --processes 2 --process 0    # on 10.0.0.1
     KERAS_BACKEND=jax python examples/several_machines.py \
         --coordinator 10.0.0.1:9876 --processes 2 --process 1    # on the other one
 
-`--coordinator` is the address of process 0, free and reachable from all. Without it one
-process trains alone. Every process reads its own share of the data and pairs images
-within it; weights, evidence and table are those of the whole.
+`--coordinator` is a free port of process 0 that all machines can reach. Without it one
+process trains alone. Each process reads its share of the data and pairs images within
+it; they share the weights, the evidence and the table.
 """
 
 import argparse
@@ -37,7 +37,9 @@ def parse_arguments():
     )
     parser.add_argument("--coordinator", help="host:port of process 0")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--process", type=int, default=0, help="this one, from 0")
+    parser.add_argument(
+        "--process", type=int, default=0, help="number of this one, from 0"
+    )
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128, help="of all together")
     arguments = parser.parse_args()
@@ -59,7 +61,7 @@ def connect(arguments):
         )
     keras.utils.set_random_seed(0)  # the same initial weights everywhere
     keras.distribution.set_distribution(
-        keras.distribution.DataParallel(auto_shard_dataset=False)  # we do, below
+        keras.distribution.DataParallel(auto_shard_dataset=False)  # `datasets` shards
     )
 
 
@@ -71,7 +73,7 @@ def datasets(arguments):
     size = arguments.batch_size // arguments.processes
     train = train.shuffle(TRAIN_IMAGES, seed=arguments.process)
     train = train.batch(size, drop_remainder=True)
-    # Keras wants the state of every random generator to be the same everywhere.
+    # Keras needs the same state of every random generator in all processes.
     train = train.apply(MixAvg(num_classes=CLASSES, seed=0)).prefetch(2)
     test = slice(TRAIN_IMAGES + arguments.process, 1792, arguments.processes)
     test = tf.data.Dataset.from_tensor_slices((images[test], labels[test]))

@@ -1,17 +1,12 @@
-"""Train a classifier of Tiny-ImageNet with MixAvg, or with what it replaces.
+"""Train a classifier of Tiny-ImageNet with MixAvg or another method.
 
-    python examples/tiny_imagenet.py --smoke                    # does it run? seconds
+    python examples/tiny_imagenet.py --smoke               # check that it runs
     python examples/tiny_imagenet.py --archive SUBSET.zip --network small --epochs 5
     python examples/tiny_imagenet.py                       # the full recipe, on a GPU
 
-200 classes at 64x64 pixels; the recipe of cifar.py beside this file, and the same
-flags. The data come from the official archive through the TFDS builder in datasets/, or
-from an archive of the same layout. Everything goes to --out; a run that was stopped
-goes on with --resume, as if it had never stopped. README.md beside this file has
-results.
-
-This file has what is Tiny-ImageNet's own, the data. What happens to them is in the
-folder training/, which other programs share.
+200 classes at 64x64 pixels, with the recipe and the flags of cifar.py. The TFDS builder
+in datasets/ reads the official archive, or one of the same layout. This file loads the
+data; the rest is in training/, which several programs share.
 """
 
 from pathlib import Path
@@ -27,7 +22,7 @@ def parse_arguments(argv=None, methods=METHODS):
     add("--archive", type=Path, metavar="ZIP",
         help="read this archive of the official layout instead of downloading it")
     add("--data-dir", type=Path, metavar="DIR",
-        help="where TFDS has, or puts, the data (with --archive: runs/data/ZIP's name)")
+        help="the data directory of TFDS (with --archive: runs/data/NAME of the ZIP)")
     # fmt: on
     return arguments.parse(parser, "tiny_imagenet", argv)
 
@@ -42,14 +37,14 @@ def load(args):
     archive, data_dir = args.archive, args.data_dir
     if args.smoke:
         archive = make_archive(args.out / "made-up.zip")
-    if archive and not data_dir:  # apart from the full data, and from other archives
+    if archive and not data_dir:  # not mixed with the full data or other archives
         data_dir = args.out / "data" if args.smoke else Path("runs/data") / archive.stem
     name = tiny_imagenet.Builder.name
     return data.from_tfds(name, "validation", data_dir, archive=archive)
 
 
 def make_archive(path):
-    """A small archive of the official layout, with blots of colour for images."""
+    """A small archive of the official layout, with blots of colour as images."""
     from datasets.tiny_imagenet.dummy_data.make import make
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,7 @@ def test_the_table_of_the_demo_is_the_recorded_run():
 
 def test_every_test_that_is_named_exists():
     tests = "".join(file.read_text() for file in Path(__file__).parent.glob("*.py"))
-    known = (ROOT / "docs/how_we_know.md").read_text()
+    known = (ROOT / "docs/what_is_tested.md").read_text()
     named = re.findall(r"`(test_\w+)`", known)
     assert named
     for name in named:
@@ -239,7 +239,7 @@ def test_the_figures_on_checkpoints_are_the_recorded_run():
     save, load = (
         row[f"{a}_ms_with"] - row[f"{a}_ms_without"] for a in ("save", "load")
     )
-    page = " ".join((ROOT / "docs/how_we_know.md").read_text().split())
+    page = " ".join((ROOT / "docs/what_is_tested.md").read_text().split())
     assert f"grows by {grown:.0f} MB and takes {save:.0f} ms longer" in page
     assert f"to write and {load:.0f} ms to read" in page
 

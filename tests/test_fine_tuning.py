@@ -130,8 +130,11 @@ def test_images_are_preprocessed_as_the_weights_expect(name, rng):
     [
         (["--network", "fast", "--weights", "imagenet"], "fast has no weights"),
         (["--network", "MobileNetV2", "--weights", "no/file.h5"], "there is no file"),
-        (["--network", "hub:x", "--weights", "imagenet"], "has the weights preset or"),
-        (["--network", "fast", "--weights", "preset"], "has the weights preset or"),
+        (
+            ["--network", "hub:x", "--weights", "imagenet"],
+            "takes the weights preset or",
+        ),
+        (["--network", "fast", "--weights", "preset"], "takes the weights preset or"),
         (["--head-epochs", "-1"], "--head-epochs must be at least 0, not -1"),
     ],
 )

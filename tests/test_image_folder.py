@@ -61,7 +61,10 @@ def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
         raise KeyboardInterrupt
 
     flags = ["--methods", "erm", "mixavg", "--learning-rate", "1e-6"]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="goes on"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(SystemExit, match="command continues"),
+    ):
         patch.setattr(image_folder.Progress, "on_epoch_end", stop)
         run(images, *flags)
     assert not list(out.glob("*/result.json"))
@@ -70,7 +73,7 @@ def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
     first = {path: path.stat().st_mtime_ns for path in out.glob("*/result.json")}
     assert sorted(path.parent.name for path in first) == ["erm-0", "mixavg-0"]
     said = capsys.readouterr().out
-    assert "30 images of 3 classes, 10 of each; their median side is 20 pixels" in said
+    assert "30 images of 3 classes, 10 of each, with a median side of 20" in said
     assert "Network tiny, 0.08 million parameters, from scratch: 2 epochs" in said
     assert "2 methods (plain training, MixAvg with global soft labels) x 5 runs" in said
     assert "Run 1 of 5, MixAvg with global soft labels:" in said
@@ -191,11 +194,11 @@ def damage(images, kind):
             r"cannot be read: 1, (.|\n)*3\.png\n(.|\n)*nothing has been",
         ),
         ("empty", "without an image .*: nothing. Add images or remove"),
-        ("one class", r"at least two classes. Found: \['green frog'\]"),
+        ("one class", r"for each class, at least two. Found: \['green frog'\]"),
         ("case", "differ only by case: Sky, sky. Rename one"),
-        ("one image", "needs two images.* Only one is in: sky"),
-        ("other classes", "same class folders. In one of them only: sea, sky"),
-        ("missing", "is no folder"),
+        ("one image", "needs two images.* with only one: sky"),
+        ("other classes", "same class folders. Only one of them has: sea, sky"),
+        ("missing", "is not a folder"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_before_training(images, kind, message):
@@ -208,7 +211,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_training(images, kind, m
 def test_files_that_are_no_images_are_named(images, capsys):
     (images / "sky" / "notes.txt").write_text("blue")
     image_folder.survey(image_folder.parse_arguments([str(images)]))
-    assert "no images that Keras reads: 1 .txt" in capsys.readouterr().out
+    assert "cannot read as images: 1 .txt" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("side, used", [(20, 32), (48, 48), (500, 224)])
@@ -236,11 +239,11 @@ def test_the_plan_says_what_so_many_test_images_can_show(images):
     image_folder.complete(args, found)
     text = " ".join(image_folder.plan(args, found, None))
     assert "480 images of 2 classes, 48 to 432 of each" in text
-    assert "digits, text: --flip none" in text and "tested on the others, 480" in text
-    assert "differ by about 4.5 points" in text  # 98 / sqrt(480)
+    assert "digits, text: --flip none" in text and "tests on the others, 480" in text
+    assert "from about 4.5 points" in text  # 98 / sqrt(480)
     args.validation = images
     text = " ".join(image_folder.plan(args, found, folder.Survey({"a": 96}, 64)))
-    assert "differ by about 10.0 points" in text  # 98 / sqrt(96)
+    assert "from about 10.0 points" in text  # 98 / sqrt(96)
     assert "Without --validation each of the 480 images" in text
 
 
@@ -377,7 +380,7 @@ EVEN, UNEVEN = [0.5, 0.51, 0.49, 0.5, 0.5], [0.3, 0.7, 0.4, 0.6, 0.5]
         (EVEN, EVEN, EVEN[::-1], ALL, "few test images", "Too few test", "network"),
         (EVEN, EVEN, EVEN, FALLING, "underfits", "after 60 its loss still", "epochs"),
         (EVEN, EVEN, EVEN, FLAT, "underfits", "the network is too small", "network"),
-        (EVEN[:1], EVEN[:1], EVEN[:1], ALL, "too few runs", "takes 3", "runs"),
+        (EVEN[:1], EVEN[:1], EVEN[:1], ALL, "too few runs", "needs 3", "runs"),
     ],
 )
 def test_the_verdict_names_what_to_use_the_cause_and_the_next_step(

@@ -91,7 +91,7 @@ def three_runs(*arguments):
     except SystemExit as stop:
         print("stopped", flush=True)
         assert not list(Path("runs").rglob("result.json"))
-        command = re.search("Go on after .* with\n    python (.*)", str(stop))[1]
+        command = re.search("Continue after .* with\n    python (.*)", str(stop))[1]
         sys.argv = shlex.split(command)
         print(sys.argv, flush=True)
         keras.utils.clear_session()

@@ -118,8 +118,8 @@ def test_timms_default_tosses_a_coin_and_smooths_labels():
 
 def test_a_method_takes_its_own_options_alone(capsys):
     for name, flag, text in (
-        ("erm", "--alpha", "--alpha is not for --method erm"),
-        ("mixup", "--smoothing", "--smoothing is not for --method mixup"),
+        ("erm", "--alpha", "--alpha does not apply to --method erm"),
+        ("mixup", "--smoothing", "--smoothing does not apply to --method mixup"),
     ):
         with pytest.raises(SystemExit):
             method(name, flag, "0.5")

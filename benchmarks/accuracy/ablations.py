@@ -1,8 +1,7 @@
-"""Other ways to use the pairs: what a grid may name beside the programs' methods.
+"""Ablations: methods that a grid may name in addition to those of the programs.
 
-More entries for `training/methods.py`. Each overrides one part of a method, or one
-method of a class of the package, and says in its docstring what it changes. `python
-examples/cifar.py` does not know them; the grids do.
+Each overrides one part of a method in `training/methods.py`. The grids know them;
+`python examples/cifar.py` does not.
 """
 
 from training import mixing
@@ -12,7 +11,7 @@ from keras_mixavg import equations
 
 
 class PairsOffAtTheEnd(AveragedPairsWithTable):
-    """mixavg, without pairs in the last fifth of the epochs"""
+    """`mixavg`, with whole images in the last fifth of the epochs."""
 
     def rate(self):
         last = round(0.8 * self.args.epochs)
@@ -20,7 +19,7 @@ class PairsOffAtTheEnd(AveragedPairsWithTable):
 
 
 class PairsAndCutMixInTurns(CutMix):
-    """mixavg in half of the batches, drawn by chance, and CutMix in the others"""
+    """`mixavg` in a random half of the batches, and CutMix in the others."""
 
     global_soft_labels = {}  # the package's defaults
 
@@ -42,7 +41,7 @@ class PairsAndCutMixInTurns(CutMix):
 
 
 class InTurnsOffAtTheEnd(PairsAndCutMixInTurns):
-    """as pairs_and_cutmix, with whole images in the last fifth of the epochs"""
+    """`pairs_and_cutmix`, with whole images in the last fifth of the epochs."""
 
     mixed_share = 0.8
 

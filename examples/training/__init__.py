@@ -1,44 +1,46 @@
-"""One way to train on small images, that the programs beside this folder share.
+"""Training on small images: what the programs in the folder above share.
 
 A program brings its data and calls `fit.main`:
 
     from training import arguments, fit
 
     parser = arguments.parser(__doc__)            # flags that every program has
-    parser.add_argument("--folder")               # its own
-    args = arguments.parse(parser, name="mine")   # checked; `args.out` is set
+    parser.add_argument("--folder")               # a flag of its own
+    args = arguments.parse(parser, name="mine")   # checks them, sets `args.out`
     fit.main(args, load)
 
 `load(args)` returns `(images, labels)` to train on, `(images, labels)` to test on, and
-the names of the classes; images are uint8 of one shape, labels class numbers, both
-NumPy arrays. `fit.train(args, *load(args))` is one run without messages, for a program
-that makes several: change `args.method`, `args.seed` and `args.out` between them.
+the names of the classes. Images are uint8 of one shape, labels are class numbers, both
+NumPy arrays. `fit.train(args, *load(args))` is one run without messages. A program that
+makes several changes `args.method`, `args.seed` and `args.out` between them.
 
-| file | what is in it |
+| file | content |
 |---|---|
 | `arguments.py` | the flags |
-| `data.py` | which images, and with which labels |
+| `data.py` | which images to train on, with which labels |
 | `batches.py` | `tf.data`: shuffled, cropped, flipped; repeatable |
-| `on_device.py` | the same on JAX alone, on the device |
-| `methods.py` | what is compared: mixing, loss and callback, a class each |
+| `on_device.py` | the same on the device, on JAX without TensorFlow |
+| `methods.py` | the methods to compare: mixing, loss and callback, a class each |
+| `mixing.py` | mixup and CutMix as published |
 | `networks.py` | the networks, a function each |
 | `fit.py` | a run: devices, schedule, `model.fit`, Ctrl-C and `--resume` |
 | `scores.py` | accuracy, likelihood and calibration from logits |
-| `compare.py` | means, and intervals of paired differences, over seeds |
-| `folder.py` | a folder with a folder of images for each class |
-| `answer.py` | what several runs of several methods say, and the next step |
-| `pictures.py`, `page.py` | of them: pictures, and one HTML page |
-| `record.py` | what a run leaves behind: `result.json`, `history.csv`, pictures |
+| `record.py` | what a run writes: `result.json`, `history.csv`, pictures |
+| `compare.py` | tables of methods, and intervals of paired differences |
+| `pictures.py` | curves, calibration, mixed images, confused classes |
+| `progress.py` | a progress bar for several runs |
+| `folder.py` | a folder of class folders of images |
+| `answer.py`, `page.py` | the answer of image_folder.py, and its HTML page |
 
-Another method is a subclass of one in `methods.py`, in a dict like `methods.METHODS`
-that `arguments.parser` gets.
+To try another method, subclass one of `methods.py` and pass `arguments.parser` a dict
+like `methods.METHODS`.
 """
 
 import os
 import re
 import sys
 
-# TensorFlow and Keras read these when they are imported, and the modules here do so.
+# TensorFlow and Keras read these when the modules here import them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _chosen = re.findall(r"--backend[= ](\w+)", " ".join(sys.argv))
 if _chosen:

@@ -15,10 +15,10 @@ from training.methods import in_words
 from training.networks import NONE
 
 PLAIN, OURS = "erm", "mixavg"
-MEMORISED = 0.9  # of the training images, from which plain training memorises
-STILL_FALLS = 0.9  # the last loss by that of a quarter of the epochs before
-SMALL = 1.0  # points of accuracy that are not worth a run
-RESAMPLED = 500  # times, for the interval of the calibration error
+MEMORISED = 0.9  # training accuracy from which plain training memorises
+STILL_FALLS = 0.9  # ratio of the last loss to that a quarter of the epochs earlier
+SMALL = 1.0  # points of accuracy that are not worth another run
+RESAMPLES = 500  # of the bootstrap for the calibration error
 LARGER = {
     "fast_8": "fast_16",
     "fast_16": "fast",
@@ -30,9 +30,9 @@ LARGER = {
 
 @dataclass(eq=False)
 class Run:
-    """One network: which images it was tested on, and what it predicted."""
+    """One trained network, the images that tested it, and its predictions."""
 
-    images: np.ndarray  # their numbers
+    images: np.ndarray  # numbers of the test images
     labels: np.ndarray
     logits: np.ndarray
     history: dict
@@ -69,14 +69,14 @@ def nll_scaled(run):
 
 @functools.cache
 def winning_probabilities(run):
-    """A row for each image: the highest probability, and whether its class is right."""
+    """A row for each image: the highest probability, and whether it is right."""
     p = np.exp(scores.log_probabilities(run.logits))
     return np.stack([p.max(axis=1), p.argmax(axis=1) == run.labels], axis=1)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of each image; its mean is shown."""
+    """A figure for each image, of which tables show the mean."""
 
     name: str
     of_images: object
@@ -84,11 +84,11 @@ class Measure:
     better: int  # 1 if more is better, -1 if less is
 
     def text(self, value, sign=""):
-        """To so many digits; none of what is large, as is the loss of a failure."""
+        """The value with `digits` digits, or none above 100, as after divergence."""
         return f"{value:{sign}.{self.digits if abs(value) <= 100 else 0}f}"
 
     def pooled(self, runs):
-        """That of all predictions together."""
+        """The measure over all predictions of all runs."""
         return float(np.concatenate([self.of_images(run) for run in runs]).mean())
 
 
@@ -110,10 +110,10 @@ MEASURES = (ACCURACY, NLL, NLL_SCALED, ECE)
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods in one measure, with the half widths of two 95 % intervals.
+    """The difference of two methods in one measure, with half of two 95 % intervals.
 
-    One is over the test images, and says what other images of the kind would change;
-    the other over the runs, and says what other seeds would. The wider one counts.
+    The interval over the test images covers the choice of images, the one over the runs
+    covers the choice of seeds. The wider one counts.
     """
 
     measure: Measure
@@ -127,7 +127,7 @@ class Difference:
 
     @property
     def says(self):
-        """1 if better, -1 if worse, 0 if the interval holds both."""
+        """1 if better, -1 if worse, 0 if the interval includes zero."""
         if abs(self.mean) <= self.half:
             return 0
         return self.measure.better if self.mean > 0 else -self.measure.better
@@ -141,7 +141,7 @@ class Difference:
 
 
 def difference(ours, other, measure):
-    """`ours` minus `other`, which were tested on the same images, run by run."""
+    """`ours` minus `other`. Each pair of runs was tested on the same images."""
     return _difference(tuple(ours), tuple(other), measure)
 
 
@@ -169,13 +169,13 @@ def _mean_of_each_image(images, values):
 
 
 def _resampled(ours, other, measure):
-    """Half the interval of a measure that is no mean, by the bootstrap over images."""
+    """Half the interval of a measure that is not a mean: bootstrap over images."""
     rng = np.random.default_rng(0)
     _, places = np.unique(
         np.concatenate([run.images for run in ours]), return_inverse=True
     )
     found = []
-    for _ in range(RESAMPLED):
+    for _ in range(RESAMPLES):
         times = np.bincount(rng.integers(0, places.max() + 1, places.max() + 1))
         times = np.pad(times, (0, places.max() + 1 - len(times)))[places]
         found.append(measure.pooled(ours, times) - measure.pooled(other, times))
@@ -186,7 +186,7 @@ def _resampled(ours, other, measure):
 
 
 def absolute(results):
-    """Rows of strings: each method's figures, mean and standard deviation over runs."""
+    """Rows of strings: the figures of each method, with their spread over runs."""
     rows = [
         ["method", *(m.name for m in MEASURES), "training accuracy, %", "s an epoch"]
     ]
@@ -205,7 +205,7 @@ def absolute(results):
 
 
 def differences(results):
-    """Rows of strings: the method of interest against plain training and a rival."""
+    """Rows of strings: the candidate minus plain training, and minus the best rival."""
     method, rival = candidate(results), best_rival(results)
     others = [PLAIN, *([rival] if rival else [])]
     rows = [[f"{in_words(method)} minus", *map(in_words, others)]]
@@ -219,7 +219,7 @@ def differences(results):
 
 
 def candidate(results):
-    """The method that the verdict is about."""
+    """The method that the verdict judges."""
     return OURS if OURS in results else most_accurate(results, {PLAIN})
 
 
@@ -240,8 +240,8 @@ def most_accurate(results, but):
 @dataclass(frozen=True)
 class Verdict:
     title: str
-    paragraphs: dict  # by a heading
-    changes: dict  # of the options, for the next command
+    paragraphs: dict  # by heading
+    changes: dict  # of options, for the next command
 
 
 def verdict(results, args):
@@ -259,7 +259,7 @@ def verdict(results, args):
 
 
 def title(results):
-    """What to use, in one line."""
+    """The recommendation in one line."""
     ours, rival = candidate(results), best_rival(results)
 
     def says(method, other, measure):
@@ -292,12 +292,12 @@ def accuracy_in_words(results):
         if said:
             text = f"is {said} accurate than {name} by {abs(of_pair.mean):.1f} points"
         else:
-            text = f"cannot be told from {name} by its accuracy"
+            text = f"and {name} do not differ in accuracy beyond the noise"
         if np.isfinite(of_pair.half):
             low, high = of_pair.mean - of_pair.half, of_pair.mean + of_pair.half
             text += f" (95 % interval {low:+.1f} to {high:+.1f} points)"
         else:
-            text += f" ({of_pair.mean:+.1f} points; three runs make an interval)"
+            text += f" ({of_pair.mean:+.1f} points; an interval needs three runs)"
         sentences.append(f"{in_words(ours)} {text.replace(',,', ',')}.")
     return " ".join(sentences)
 
@@ -325,7 +325,7 @@ def probabilities_in_words(results):
 
 
 def training_accuracy(runs):
-    """Mean accuracy on the training images in the last epoch, as they are mixed."""
+    """Mean accuracy in the last epoch, on the training images as mixed."""
     return float(np.mean([run.history["accuracy"][-1] for run in runs]))
 
 
@@ -342,7 +342,7 @@ def still_falls(runs):
 
 
 def cause(results):
-    """Why it came out as it did, in one word."""
+    """The cause of the outcome, in one word."""
     plain = results[PLAIN]
     found = difference(results[candidate(results)], plain, ACCURACY)
     if not memorises(results):
@@ -354,7 +354,7 @@ def cause(results):
     return "runs" if found.over_runs > found.over_images else "images"
 
 
-CAUSES = {  # where nothing is decided
+CAUSES = {  # of an undecided comparison
     "epochs": "plain training underfits",
     "network": "plain training underfits",
     "small": f"any difference is smaller than {SMALL:g} point",
@@ -364,7 +364,7 @@ CAUSES = {  # where nothing is decided
 
 
 def next_step(results, args):
-    """Why it came out so, what to do, and the options that this takes."""
+    """The cause in words, the next step, and the options that it changes."""
     plain, why = results[PLAIN], cause(results)
     found = difference(results[candidate(results)], plain, ACCURACY)
     tested = len(np.unique(np.concatenate([run.images for run in plain])))
@@ -376,7 +376,7 @@ def next_step(results, args):
     if memorises(results):
         regime += "memorises, which is where regularizers help."
     else:
-        regime += "underfits, and there a regularizer hardly helps."
+        regime += "underfits, where a regularizer hardly helps."
     if why == "epochs":
         more = 3 * args.epochs
         return (
@@ -385,12 +385,12 @@ def next_step(results, args):
             {"epochs": more},
         )
     if why == "network":
-        regime += " Its loss falls no longer: "
+        regime += " Its loss has stopped falling: "
         if args.weights != NONE:
             rate = 3 * args.learning_rate
             return (
-                f"{regime}the learning rate is too small, or what the network has "
-                "learnt does not fit these images.",
+                f"{regime}the learning rate is too small, or the pretrained features "
+                "do not suit these images.",
                 f"Fine-tune at a learning rate of {rate:g}:",
                 {"learning_rate": f"{rate:g}"},
             )
@@ -409,15 +409,15 @@ def next_step(results, args):
                 f" leave ± {found.over_runs:.1f} points, {tested:,} test images "
                 f"± {found.over_images:.1f}."
                 if np.isfinite(found.over_runs)
-                else f", and an interval takes {compare.PAIRS}."
+                else f", and an interval needs {compare.PAIRS}."
             ),
-            f"Make {more} runs of each method; those that are finished count:",
+            f"Make {more} runs of each method; finished runs are kept:",
             {"runs": more},
         )
     if why == "images":
         regime += (
             f" Too few test images: {tested:,} leave ± {found.over_images:.1f} points, "
-            "however many runs you make. Four times as many halve that."
+            "however many runs you make. Four times as many would halve that."
         )
         if args.validation:
             return (
@@ -429,17 +429,16 @@ def next_step(results, args):
 
 
 def fine_tune(args):
-    """The step that is left where the question is answered, or more images needed."""
+    """The next step once the question is answered, or if it needs more images."""
     if args.weights == NONE:
         return (
-            "Fine-tune a network that was trained on ImageNet, with the same methods; "
-            "Keras downloads its weights:",
+            "Fine-tune a network pretrained on ImageNet, with the same methods; Keras "
+            "downloads its weights:",
             {"network": "EfficientNetV2B0", "weights": "imagenet"},
         )
     return (
-        "Put the method of your choice into your own program, as "
-        "docs/recipes/transfer.md shows. To confirm the answer with other parts and "
-        "seeds:",
+        "Use the method in your own program, as docs/recipes/transfer.md shows. To "
+        "confirm the answer with other seeds and other parts of the images:",
         {"runs": 2 * args.runs},
     )
 
@@ -447,20 +446,20 @@ def fine_tune(args):
 def no_more_runs(results, args):
     """Why further runs would not help, or None.
 
-    Asked after each round: of the first, whether plain training underfits; later, once
-    every image was tested, whether the images are too few.
+    After the first round: does plain training underfit? Later, once every image has
+    been tested: are there too few images?
     """
     done = len(results[PLAIN])
     if done == 1 and not memorises(results):
         return (
-            "Plain training underfits, and the answer would be that a regularizer "
-            "hardly helps."
+            "Plain training underfits: the answer would be that a regularizer hardly "
+            "helps."
         )
     whole = args.validation or done % args.folds == 0
     if done >= compare.PAIRS and whole:
         found = difference(results[candidate(results)], results[PLAIN], ACCURACY)
         if found.over_images >= found.over_runs:
-            return "More runs would test the same images again, which are too few."
+            return "More runs would test the same images again, and these are too few."
     return None
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import keras
 
-from training.methods import METHODS
+from training.methods import METHODS, with_names
 from training.networks import ABOUT, NONE, check_weights, of_name
 
-OWN = {  # flags of some methods alone, and what they may be
+OWN = {  # flags of some methods only: what they must be, and its test
     "share": ("from 0 to 1", lambda x: 0 <= x <= 1),
     "alpha": ("above 0", lambda x: x > 0),
     "smoothing": ("from 0 to 1", lambda x: 0 <= x <= 1),
@@ -34,7 +34,7 @@ SMOKE = {
 
 
 def parser(description, methods=METHODS):
-    """A parser with the flags that every program has."""
+    """A parser with the flags that all programs share."""
     result = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,24 +47,30 @@ def parser(description, methods=METHODS):
 
 def _add_method(parser, methods):
     add = parser.add_argument_group("the method").add_argument
-    about = "; ".join(f"{name}: {method.__doc__}" for name, method in methods.items())
     # fmt: off
     add("--method", choices=list(methods), default="mixavg", metavar="METHOD",
-        help=f"{about} (default: mixavg)")
-    add("--rate", type=float, default=0.5, help="of mixavg: share averaged")
-    add("--share", type=float, help="of mixup and cutmix: the share of batches mixed")
-    add("--alpha", type=float, help="of mixup and cutmix: of the Beta distribution")
-    add("--smoothing", type=float, help="of label_smoothing and mixup_or_cutmix")
+        help=f"{with_names(methods)} (default: mixavg)")
+    add("--rate", type=float, default=0.5,
+        help="for mixavg and mixavg_local: share of images that are averaged "
+        "(default: %(default)s)")
+    add("--share", type=float,
+        help="for mixup and cutmix: share of batches that are mixed (default: 1 for "
+        "mixup, 0.5 for cutmix)")
+    add("--alpha", type=float,
+        help="for mixup and cutmix: of the Beta distribution (default: 1)")
+    add("--smoothing", type=float,
+        help="for label_smoothing and mixup_or_cutmix (default: 0.1)")
     add("--global-weight", type=float,
-        help="of the global soft label (default: the package's; 0.5 for ols); given "
-        "with another method, that method gets global soft labels too")
+        help="weight of the global soft labels, which any method gets with this flag "
+        "(default: the package's for mixavg, 0.5 for ols)")
     add("--fade-out", type=float, metavar="SHARE",
-        help="of the epochs, at the end, over which that weight falls to 0 (default: "
+        help="last share of the epochs, over which that weight falls to 0 (default: "
         "the package's; 0 for ols)")
     add("--collect", choices=["correct", "all"], default="correct",
-        help="the samples that the global soft labels are made from")
+        help="samples that the global soft labels are made from (default: %(default)s)")
     add("--prior-count", type=float,
-        help="examples that the old table counts for (default: 1; 0 for ols)")
+        help="how many samples of each class the old table counts as (default: 1; 0 "
+        "for ols)")
     # fmt: on
 
 
@@ -72,41 +78,42 @@ def add_training(parser):
     add = parser.add_argument_group("data and training").add_argument
     # fmt: off
     add("--train-examples", type=int, metavar="N",
-        help="train on N images, as many of each class (default: all)")
+        help="train on N images, the same number of each class (default: all)")
     add("--held-out", type=int, metavar="N",
-        help="test on N of the training images, always the same, and on no test image: "
-        "to choose a setting (default: none)")
+        help="hold N training images out, the same in every run, and test on them "
+        "instead of the test images, to choose a setting (default: none)")
     add("--label-noise", type=float, default=0.0, metavar="SHARE",
-        help="give so many of the training images a wrong label (default: %(default)s)")
+        help="share of the training images that get a wrong label (default: "
+        "%(default)s)")
     add("--imbalance", type=float, default=1.0, metavar="RATIO",
-        help="keep all images of class 0, 1 in RATIO of the last, fewer and fewer "
-        "between (default: %(default)s)")
+        help="keep all images of the first class, 1 in RATIO of the last, and a share "
+        "that falls from class to class between them (default: %(default)s)")
     add("--flip", choices=["none", "horizontal", "both"], default="horizontal",
-        help="by chance: left to right, or upside down too; none for digits, text and "
-        "whatever has a left (default: %(default)s)")
+        help="random flips: none (for digits, text and other images with a left and a "
+        "right), left to right, or upside down too (default: %(default)s)")
     add("--shift", type=int, default=4, metavar="PIXELS",
-        help="how far images are shifted at most, by chance (default: 4; of "
-        "image_folder.py an eighth of the side)")
+        help="largest random shift of an image (default: 4; in image_folder.py an "
+        "eighth of the side)")
     add("--network", default="preact_resnet18", metavar="NAME",
         help=f"{', '.join(f'{n} ({about})' for n, about in ABOUT.items())}; or one of "
-        "keras.applications, such as EfficientNetV2B0; or hub: and a preset of "
-        "KerasHub, or the folder of one (default: %(default)s)")
+        "keras.applications, such as EfficientNetV2B0; or hub: followed by a preset of "
+        "KerasHub or a folder with one (default: %(default)s)")
     add("--weights", default=NONE, metavar="WEIGHTS",
-        help="of a network of keras.applications: imagenet, which Keras downloads; a "
-        "FILE of its weights without the top; preset, of one of KerasHub; or none, "
-        "to train from scratch (default: %(default)s)")
+        help="for keras.applications: imagenet, which Keras downloads, or a FILE of "
+        "weights without the top layer; for KerasHub: preset; none trains from scratch "
+        "(default: %(default)s)")
     add("--head-epochs", type=int, default=5, metavar="N",
-        help="with --weights: before the whole network trains, its new last layer "
-        "does for N epochs (default: %(default)s)")
+        help="with --weights: first train only the new last layer, for N epochs "
+        "(default: %(default)s)")
     add("--epochs", type=int, default=200, help="(default: %(default)s)")
     add("--batch-size", type=int, default=128, help="(default: %(default)s)")
     add("--learning-rate", type=float,
-        help=f"the peak (default: {FROM_SCRATCH}; {FINE_TUNING} with --weights)")
+        help=f"peak (default: {FROM_SCRATCH}; {FINE_TUNING} with --weights)")
     add("--warmup-epochs", type=int, default=5,
-        help="in which the learning rate rises (default: %(default)s)")
+        help="epochs in which the learning rate rises (default: %(default)s)")
     add("--momentum", type=float, default=0.9, help="(default: %(default)s)")
     add("--weight-decay", type=float, default=5e-4,
-        help="L2, on kernels only, not of keras.applications (default: %(default)s)")
+        help="L2 on kernels, except in keras.applications (default: %(default)s)")
     add("--mixed-precision", nargs="?", const="bfloat16",
         choices=["bfloat16", "float16"], help="(default: none)")
     # fmt: on
@@ -118,24 +125,24 @@ def _add_run(parser):
     add("--backend", choices=["tensorflow", "jax", "torch"])
     add("--devices", type=int, default=1, metavar="N")
     add("--on-device", action="store_true",
-        help="keep the images on the device, and crop, flip and mix them there: JAX "
-        "only, and without TensorFlow")
+        help="keep the images on the device, and crop, flip and mix them there (JAX "
+        "only, without TensorFlow)")
     add("--seed", type=int, default=0)
     add("--out", type=Path, metavar="DIR", help="default: in runs/")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--resume", action="store_true", help="continue the run in --out")
     add("--deterministic", action="store_true",
-        help="the same figures every time, at some cost in speed")
+        help="repeat the same figures exactly, at some cost in speed")
     add("--validate-every", type=int, default=1, metavar="N", help="epochs")
     add("--quiet", action="store_true", help="no progress bar")
     add("--smoke", action="store_true",
-        help="two epochs of a tiny network on data that need no download")
+        help="two epochs of a tiny network, on data that need no download")
     # fmt: on
 
 
 def parse(parser, name, argv=None):
-    """The arguments, checked. The run goes to `--out`, or to a folder called `name`.
+    """Parse and check the arguments, and set `args.out`.
 
-    `name` is a string, or a function that makes one of the arguments.
+    `name` is that of the default folder: a string, or a function of the arguments.
     """
     args = parser.parse_args(argv)
     check(args, parser)
@@ -151,7 +158,7 @@ def parse(parser, name, argv=None):
         parser.error(f"--out {args.out} has a finished run. Choose another folder.")
     if not args.resume and args.out.exists() and any(args.out.iterdir()):
         parser.error(
-            f"--out {args.out} has an unfinished run or something else in it. Go on "
+            f"--out {args.out} has an unfinished run or other files in it. Continue "
             "with --resume, or choose another folder."
         )
     return args
@@ -171,11 +178,11 @@ def check(args, parser):
         if value is None:
             continue
         if name not in args.methods[args.method].options:
-            parser.error(f"--{name} is not for --method {args.method}")
+            parser.error(f"--{name} does not apply to --method {args.method}")
         if not right(value):
             parser.error(f"--{name} must be {expected}, not {value}")
     if args.method == "label_smoothing" and args.global_weight is not None:
-        parser.error("--global-weight is not for label_smoothing")
+        parser.error("--global-weight does not apply to label_smoothing")
     for name in ("shift", "head_epochs"):
         value = getattr(args, name)
         if value is not None and value < 0:
@@ -197,4 +204,4 @@ def check_on_device(args, parser):
     if keras.backend.backend() != "jax":
         parser.error(f"--on-device needs --backend jax, not {keras.backend.backend()}")
     if args.devices > 1 or args.deterministic:
-        parser.error("--on-device is for one device, and not with --deterministic")
+        parser.error("--on-device needs one device, and no --deterministic")

@@ -1,7 +1,7 @@
-"""From arrays to batches that a seed repeats, and that a resumed run goes on with.
+"""From arrays to batches that a seed repeats, also in a resumed run.
 
-Every random number comes from `--seed`, the number of the epoch and that of the batch:
-what epoch 7 sees is the same whether a run came from epoch 6 or was started there.
+Every random number comes from `--seed` and the numbers of the epoch and the batch.
+Epoch 7 sees the same batches whether the run came from epoch 6 or resumed there.
 on_device.py does the same without TensorFlow.
 """
 
@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from keras_mixavg import MixAvg
 
-BATCHES = 2**32  # of one epoch, at the most
-SHUFFLE, AUGMENT, UPSIDE_DOWN = 1, 2, 3  # numbers that keep their draws apart
+BATCHES = 2**32  # more than an epoch can have
+SHUFFLE, AUGMENT, UPSIDE_DOWN = 1, 2, 3  # each purpose has its own draws
 
 
 class Epoch(keras.callbacks.Callback):
-    """Tells datasets which epoch of `fit` begins."""
+    """Tell the datasets which epoch of `fit` begins."""
 
     def __init__(self):
         super().__init__()
@@ -26,23 +26,22 @@ class Epoch(keras.callbacks.Callback):
 
 
 def training(images, labels, method, args, epoch):
-    """What `fit` trains on: batches as the method mixes them."""
+    """The batches for `fit`, mixed by the method."""
     batches = training_batches(images, labels, args, epoch.number)
     return method.mix(batches, epoch.number).prefetch(tf.data.AUTOTUNE)
 
 
 def mixed_once(images, labels, method, epoch):
-    """One batch, as the method mixes it."""
+    """One batch, mixed by the method."""
     batch = tf.data.Dataset.from_tensors((images, labels))
     mixed = method.mix(batch, epoch.number)
     return next(mixed.as_numpy_iterator())
 
 
 def training_batches(images, labels, args, epoch):
-    """Shuffled, batched, cropped and flipped; still uint8, and class numbers.
+    """Shuffled, cropped and flipped batches of uint8 images and class numbers.
 
-    `epoch` is a variable: each iteration of the dataset is of the epoch that it holds
-    when the iteration begins.
+    `epoch` is a variable. An iteration of the dataset reads it when it begins.
     """
     steps = len(labels) // args.batch_size
     with tf.device("CPU:0"):
@@ -70,20 +69,20 @@ def training_batches(images, labels, args, epoch):
 
 
 def keys(seed, epoch):
-    """`[seed, number]` of each batch of an epoch: another number in every epoch."""
+    """`[seed, number]` of each batch. No two batches of a run have the same number."""
     first = tf.data.Dataset.from_tensors(0).map(lambda _: BATCHES * epoch)
     numbers = first.flat_map(lambda n: tf.data.Dataset.range(n, n + BATCHES))
-    numbers = numbers.repeat()  # never does, but tells `zip` that it will not be short
+    numbers = numbers.repeat()  # tells `zip` that it does not end first
     return numbers.map(lambda number: tf.stack([tf.constant(seed, "int64"), number]))
 
 
 def draw_of(key, purpose):
-    """A key of its own for each thing that is drawn for a batch."""
+    """The key of a batch for one purpose."""
     return tf.random.experimental.stateless_fold_in(key, purpose)
 
 
 def crop_and_flip(images, key, padding=4, flip="horizontal"):
-    """Each image of a batch by chance: shifted by up to `padding`, and flipped."""
+    """Shift each image at random by up to `padding`, and flip it at random."""
     size, side = tf.shape(images)[0], images.shape[1]
     *shifts, chance = tf.unstack(tf.random.stateless_uniform((3, size, 1), key))
     rows, columns = (tf.cast(u * (2 * padding + 1), "int32") for u in shifts)
@@ -98,7 +97,7 @@ def crop_and_flip(images, key, padding=4, flip="horizontal"):
 
 
 def validation_batches(images, labels, num_classes, args):
-    """Uint8 images and one-hot labels. For replicas there is no partial batch."""
+    """Uint8 images and one-hot labels. On several devices no batch is partial."""
     data = tf.data.Dataset.from_tensor_slices((images, labels))
     data = data.batch(args.batch_size, drop_remainder=args.devices > 1)
     return data.map(MixAvg(rate=0, num_classes=num_classes)).cache()

@@ -1,12 +1,12 @@
-"""Which of the images a run trains on, and with which labels; a seed repeats it."""
+"""Which images a run trains on, with which labels. A seed repeats the choice."""
 
 import numpy as np
 
-HELD_OUT = 1000  # the seed of the images of --held-out, the same in every run
+HELD_OUT = 1000  # the seed of --held-out, the same in every run
 
 
 def few_of_each_class(images, labels, count, seed):
-    """`count` examples, as many of each class as of any other, up to one."""
+    """`count` examples, spread over the classes evenly, up to one."""
     if count > len(labels):
         raise SystemExit(f"--train-examples {count}: there are only {len(labels)}.")
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -19,7 +19,7 @@ def few_of_each_class(images, labels, count, seed):
 
 
 def split(images, labels, count, seed):
-    """All but `count` of the examples, drawn by chance, and these."""
+    """Split the examples at random into all but `count`, and `count`."""
     if count >= len(labels):
         raise SystemExit(f"{count} images to hold out: there are only {len(labels)}.")
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -28,7 +28,7 @@ def split(images, labels, count, seed):
 
 
 def with_label_noise(labels, share, rng):
-    """Give `share` of the images a wrong label, any other class alike."""
+    """Give `share` of the images a wrong label, uniform over the other classes."""
     labels, classes = labels.copy(), labels.max() + 1
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
     labels[chosen] += rng.integers(1, classes, len(chosen)).astype(labels.dtype)
@@ -36,7 +36,7 @@ def with_label_noise(labels, share, rng):
 
 
 def imbalanced(labels, ratio, rng):
-    """Which images stay: all of class 0, 1 in `ratio` of the last, geometrically."""
+    """The images to keep: all of class 0, 1 in `ratio` of the last, geometrically."""
     classes = labels.max() + 1
     kept = []
     for number in range(classes):

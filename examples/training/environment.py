@@ -1,4 +1,4 @@
-"""With what a figure was made: versions, machine, backend."""
+"""Versions, machine and backend of a run."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def versions():
-    """Of Python, and of the packages that are installed."""
+    """The versions of Python and of the installed packages."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

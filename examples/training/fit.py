@@ -20,9 +20,10 @@ PICTURED = 32  # images of the batch that a picture shows a part of
 
 
 def main(args, load):
-    """Train on what `load(args)` returns, and say how it went.
+    """Train on what `load(args)` returns, and print the scores.
 
-    Ctrl-C ends the run after the step; the message has the command that goes on.
+    Ctrl-C ends the run after the current step. The message has the command that
+    continues it.
     """
     try:
         result = train(args, *load(args))
@@ -31,7 +32,7 @@ def main(args, load):
         if "--out" not in command:
             command += ["--out", str(args.out)]
         raise SystemExit(
-            "\nStopped. Go on after the last finished epoch with\n    python "
+            "\nStopped. Continue after the last finished epoch with\n    python "
             + shlex.join([*command, "--resume"])
         ) from None
     scores = result["test"]
@@ -44,21 +45,21 @@ def main(args, load):
 
 
 def train(args, training, test, names, extra=()):
-    """One run; returns what is in `result.json`.
+    """One run; returns the content of `result.json`.
 
     Args:
         args: from `arguments.parse`.
-        training: `(images, labels)`, uint8 and class numbers, NumPy arrays.
-        test: as `training`.
+        training: `(images, labels)`, NumPy arrays of uint8 and of class numbers.
+        test: the same.
         names: of the classes.
-        extra: callbacks, beside those of every run.
+        extra: more callbacks.
     """
     keras.utils.set_random_seed(args.seed)
     if args.on_device:
         from training import on_device as feed
     else:
         from training import batches as feed
-    if args.deterministic:  # of tf.data, whatever the backend
+    if args.deterministic:  # for tf.data, on any backend
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
@@ -93,7 +94,7 @@ def train(args, training, test, names, extra=()):
         )
     seconds = time.perf_counter() - start
     few = data.few_of_each_class(images, labels, min(PICTURED, len(labels)), args.seed)
-    epoch.on_epoch_begin(0)  # in the last ones a method may mix no more
+    epoch.on_epoch_begin(0)  # some methods mix nothing in the last epochs
     mixed = [part[-len(few[1]) :] for part in feed.mixed_once(*few, method, epoch)]
     batch = pictures.Batch(*few, *mixed, isinstance(method, AveragedPairs))
     table = callbacks[0].table if method.has_table else None
@@ -103,7 +104,7 @@ def train(args, training, test, names, extra=()):
 def network_of(args, random=False):
     """A function of the images' shape, the number of classes and the decay.
 
-    `random` weights are those of a network of which only the shape is asked.
+    `random` skips the weights, for a caller that only needs the shapes.
     """
     if args.weights == NONE:
         return of_name(args.network)
@@ -114,8 +115,8 @@ def network_of(args, random=False):
 def train_head(method, network, batches, args, callbacks):
     """Train the new last layer of a pretrained network for `--head-epochs`.
 
-    It begins with random weights, whose gradients would spoil the others. The images
-    are mixed as they are later; the global soft labels begin with the whole network.
+    Its weights start random, and their gradients would spoil the others. The images
+    are mixed as usual; the global soft labels start with the whole network.
     """
     freeze(network)
     head = copy.copy(args)
@@ -131,7 +132,7 @@ def train_head(method, network, batches, args, callbacks):
 
 
 def distribution_scope(args):
-    """The scope that makes a model train on `--devices`."""
+    """The scope in which a model trains on `--devices`."""
     if args.devices == 1:
         return contextlib.nullcontext()
     backend = keras.backend.backend()
@@ -153,7 +154,7 @@ def distribution_scope(args):
 
 
 def compiled(method, network, args, steps_per_epoch):
-    """A method's model of a network; SGD, a warm-up, a cosine to the last step."""
+    """The compiled model of a method: SGD, warm-up, a cosine to the last step."""
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0,
         max(1, (args.epochs - args.warmup_epochs) * steps_per_epoch),
@@ -172,7 +173,7 @@ def compiled(method, network, args, steps_per_epoch):
 
 
 def callbacks_of_every_run(args):
-    """Keras' own: a backup each epoch, a table and TensorBoard of the logs."""
+    """Keras' callbacks: a backup each epoch, and logs as CSV and for TensorBoard."""
     backup = keras.callbacks.BackupAndRestore(
         args.out / "backup", double_checkpoint=True, delete_checkpoint=False
     )
@@ -181,13 +182,13 @@ def callbacks_of_every_run(args):
         StopBetweenSteps(),
         EpochSeconds(),
         keras.callbacks.CSVLogger(args.out / "history.csv", append=args.resume),
-        *([] if args.on_device else [board]),  # which is TensorFlow's
+        *([] if args.on_device else [board]),  # it needs TensorFlow
         backup,
     ]
 
 
 class EpochSeconds(keras.callbacks.Callback):
-    """Add the `seconds` of each epoch, without the validation, to the logs."""
+    """Add the `seconds` of each epoch to the logs, without validation."""
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start, self.end = time.perf_counter(), None
@@ -200,10 +201,10 @@ class EpochSeconds(keras.callbacks.Callback):
 
 
 class StopBetweenSteps(keras.callbacks.Callback):
-    """Have Ctrl-C end training after the running step, not amid writing a backup.
+    """End training after the current step on Ctrl-C, not while a backup is written.
 
-    A backup that Ctrl-C cuts short can be opened, and is not whole: Keras then neither
-    loads it nor takes the one before. A second Ctrl-C stops at once.
+    A truncated backup can still be opened: Keras then neither loads it nor falls back
+    to the previous one. A second Ctrl-C stops at once.
     """
 
     def on_train_begin(self, logs=None):

@@ -1,4 +1,4 @@
-"""A folder with a folder of images for each class: what is in it, and what is wrong."""
+"""Read and check a folder of class folders of images."""
 
 import functools
 from collections import Counter
@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 READ = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # by image_dataset_from_directory
-LISTED = 5  # at the most, in a message
-SIDES = 32, 224  # of images, at least and at most, unless a flag says otherwise
+LISTED = 5  # files in a message
+SIDES = 32, 224  # smallest and largest default image size
 
 
 @dataclass
@@ -26,12 +26,12 @@ class Survey:
 
     @property
     def image_size(self):
-        """That of the images, within limits."""
+        """The default image size: the median side, within limits."""
         return int(np.clip(self.side, *SIDES))
 
 
 def survey(folder):
-    """Read every image once, so that none ends the training hours later."""
+    """Read every image once, so that no bad one stops the training hours later."""
     folders = class_folders(folder)
     broken, others, sides = [], Counter(), []
     for path in (p for f in folders for p in f.rglob("*") if p.is_file()):
@@ -51,21 +51,21 @@ def survey(folder):
         )
     if others:
         found = ", ".join(f"{count} {ending}" for ending, count in others.items())
-        print(f"Left out, since they are no images that Keras reads: {found}.")
+        print(f"Skipped files that Keras cannot read as images: {found}.")
     return Survey({f.name: len(images_in(f)) for f in folders}, int(np.median(sides)))
 
 
 def class_folders(folder):
-    """The class folders, or a message that says what is wrong with them."""
+    """The class folders. Exits with a message if something is wrong with them."""
     if not folder.is_dir():
-        raise SystemExit(f"{folder} is no folder.")
+        raise SystemExit(f"{folder} is not a folder.")
     folders = sorted(
         f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")
     )
     names = [f.name for f in folders]
     if len(folders) < 2:
         raise SystemExit(
-            f"{folder} must have a folder of images for each of at least two classes. "
+            f"{folder} must have a folder of images for each class, at least two. "
             f"Found: {names or 'no folder'}."
         )
     folded = Counter(name.casefold() for name in names)
@@ -88,9 +88,9 @@ def images_in(folder):
     return sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ)
 
 
-@functools.lru_cache(maxsize=2)  # once for all runs: DIR, and --validation
+@functools.lru_cache(maxsize=2)  # DIR and --validation, read once for all runs
 def read(folder, side):
-    """All images of a folder, uint8, and their class numbers."""
+    """All images of a folder, as uint8, and their class numbers."""
     dataset = keras.utils.image_dataset_from_directory(
         folder,
         class_names=[f.name for f in class_folders(folder)],
@@ -105,9 +105,9 @@ def read(folder, side):
 
 
 def parts(labels, count, seed):
-    """Which part of a cross-validation each image is tested in.
+    """The part of the cross-validation that tests each image.
 
-    Each part has as many images of a class as any other, up to one.
+    The parts have the same number of images of each class, up to one.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]

@@ -1,8 +1,8 @@
-"""What is compared: how a batch is mixed, and what the network learns from it.
+"""The methods to compare: how each mixes a batch, and its loss and callbacks.
 
 Each method is a class with the same parts: `mix` and `mixed`, `loss`, `callbacks` and
-`model`. To add one, write a subclass that overrides what differs, and an entry in
-METHODS, whose name `--method` takes. Its docstring is the help.
+`model`. To add one, write a subclass that overrides what differs, enter it in METHODS
+under the name that `--method` takes, and name it for tables and pictures in NAMES.
 """
 
 import keras
@@ -14,11 +14,11 @@ FIRST_DRAW = 10  # of a mixing layer; smaller numbers are those of batches.py
 
 
 class Plain:
-    """nothing mixed, plain labels"""
+    """Plain training: no mixing, one-hot labels."""
 
-    global_soft_labels = None  # or their settings, where no flag says otherwise
-    options = {}  # flags of its own, and their defaults
-    validation_share = 0.0  # of the training images, in place of the test images
+    global_soft_labels = None  # or their settings, which flags override
+    options = {}  # flags of this method, and their defaults
+    validation_share = 0.0  # of the training images, instead of the test images
 
     def __init__(self, args, num_classes):
         self.args, self.num_classes = args, num_classes
@@ -39,22 +39,22 @@ class Plain:
         return self.options[name] if given is None else given
 
     def mix(self, batches, epoch):
-        """From batches of (images, class numbers) to (images, soft labels).
+        """Turn batches of (images, class numbers) into (images, soft labels).
 
-        `epoch` is a variable that holds the number of the epoch, see batches.py.
+        `epoch` is a variable with the number of the epoch, see batches.py.
         """
-        return batches.map(self.one_hot)  # on a dataset it would draw and average
+        return batches.map(self.one_hot)  # applied to a dataset it would average
 
     def rate_at(self, epoch):
         """The share of averaged samples in an epoch."""
         return 0
 
     def layer(self, rate):
-        """The layer that mixes, for `mixed`."""
+        """The layer that `mixed` gets."""
         return self.one_hot
 
     def mixed(self, layer, images, labels, draws):
-        """One batch, mixed inside a compiled function, see on_device.py."""
+        """Mix one batch inside a compiled function, see on_device.py."""
         with keras.StatelessScope([(layer.generator.state, draws.next())]):
             return layer((images, labels))
 
@@ -67,17 +67,19 @@ class Plain:
         return [GlobalSoftLabel(**self.settings, collect=self.args.collect)]
 
     def metrics(self):
-        """Metrics beside those of every method."""
+        """Metrics in addition to those of every method."""
         return []
 
     def model(self, network):
-        """The model to train, made of a network."""
+        """The model to train, from a network."""
         return network
 
 
 class StoppedEarly(Plain):
-    """plain training that ends with the weights of the best validation NLL; a tenth of
-    the training images is for validation"""
+    """Plain training that restores the weights with the best validation NLL.
+
+    A tenth of the training images is for validation.
+    """
 
     validation_share = 0.1
 
@@ -96,7 +98,7 @@ class StoppedEarly(Plain):
 
 
 class LabelSmoothing(Plain):
-    """nothing mixed, labels smoothed by --smoothing (default: 0.1)"""
+    """No mixing, labels smoothed by --smoothing."""
 
     options = {"smoothing": 0.1}
 
@@ -107,13 +109,13 @@ class LabelSmoothing(Plain):
 
 
 class OnlineLabelSmoothing(Plain):
-    """nothing mixed, global soft labels: Online Label Smoothing"""
+    """No mixing, global soft labels: Online Label Smoothing."""
 
     global_soft_labels = {"global_weight": 0.5, "prior_count": 0.0, "fade_out": 0.0}
 
 
 class AveragedPairs(Plain):
-    """averaged pairs with local soft labels"""
+    """Averaged pairs with local soft labels."""
 
     def rate(self):
         """The share of averaged samples, or a function of the epoch."""
@@ -132,15 +134,15 @@ class AveragedPairs(Plain):
 
 
 class AveragedPairsWithTable(AveragedPairs):
-    """averaged pairs with local and global soft labels"""
+    """Averaged pairs with local and global soft labels."""
 
     global_soft_labels = {}  # the package's defaults
 
 
 class Drawn(Plain):
-    """A method that mixes a batch by draws from its key, on either feed."""
+    """A method that mixes a batch with draws from the key of the batch."""
 
-    mixed_share = 1.0  # of the epochs; whole images in those that follow
+    mixed_share = 1.0  # of the epochs; later ones have whole images
 
     def mixed_epochs(self):
         return round(self.mixed_share * self.args.epochs)
@@ -172,19 +174,21 @@ class Drawn(Plain):
         return batches.map(of_epoch, num_parallel_calls=tf.data.AUTOTUNE)
 
     def whole(self, images, labels):
-        """Images as float32, not mixed, and one-hot labels."""
+        """Unmixed images in float32, and one-hot labels."""
         return self.one_hot(self.operations(images).cast(images, "float32"), labels)
 
     def operations(self, tensor):
-        """Keras' operations for a tensor: TensorFlow's in `tf.data`, on any backend."""
+        """Keras' operations for a tensor: those of TensorFlow in `tf.data`."""
         in_tf_data = type(tensor).__module__.startswith("tensorflow")
         name = "tensorflow" if in_tf_data else keras.backend.backend()
         return type(self.one_hot.backend)(name)
 
 
 class MixUp(Drawn):
-    """mixup as published: of --share of the batches (default: 1), one weight from
-    Beta(--alpha, --alpha) (default: 1) for all images"""
+    """mixup as published: one weight from Beta(--alpha, --alpha) for a whole batch.
+
+    It mixes a --share of the batches.
+    """
 
     options = {"share": 1.0, "alpha": 1.0}
 
@@ -217,8 +221,10 @@ class MixUp(Drawn):
 
 
 class CutMix(MixUp):
-    """CutMix as published: in --share of the batches (default: 0.5) one box for all
-    images, its area from Beta(--alpha, --alpha) (default: 1)"""
+    """CutMix as published: one box, its area from Beta(--alpha, --alpha), for a batch.
+
+    It mixes a --share of the batches.
+    """
 
     options = {"share": 0.5, "alpha": 1.0}
 
@@ -230,8 +236,10 @@ class CutMix(MixUp):
 
 
 class MixUpOrCutMix(MixUp):
-    """timm's default: each batch mixed by mixup (alpha 0.8) or by CutMix (alpha 1), by
-    turns of a coin, labels smoothed by --smoothing (default: 0.1)"""
+    """timm's default: each batch is mixed by mixup (alpha 0.8) or by CutMix (alpha 1).
+
+    A fair coin decides. Labels are smoothed by --smoothing.
+    """
 
     options = {"smoothing": 0.1}
     alphas = {"mixup": 0.8, "cutmix": 1.0}
@@ -241,7 +249,7 @@ class MixUpOrCutMix(MixUp):
         for_mixup, for_cutmix = (
             self.draw_weight(ops, alpha, draws) for alpha in self.alphas.values()
         )
-        # A weight of 1 changes nothing: one of the two leaves the batch as it is.
+        # A weight of 1 changes nothing, so one of the two leaves the batch as it is.
         for_mixup = ops.numpy.where(first, for_mixup, 1.0)
         for_cutmix = ops.numpy.where(first, 1.0, for_cutmix)
         batch = mixing.mixup(images, labels, partners, for_mixup, ops)
@@ -252,7 +260,7 @@ class MixUpOrCutMix(MixUp):
 
 
 class KerasMixUp(Drawn):
-    """keras.layers.MixUp, alpha 1: a weight of its own for each image"""
+    """keras.layers.MixUp with alpha 1: a new weight for each image."""
 
     def layer(self, rate):
         return keras.layers.MixUp(alpha=1.0, dtype="float32")
@@ -271,14 +279,14 @@ class KerasMixUp(Drawn):
 
 
 class KerasCutMix(KerasMixUp):
-    """keras.layers.CutMix: a box of its own for each image"""
+    """keras.layers.CutMix: a new box for each image."""
 
     def layer(self, rate):
         return keras.layers.CutMix(factor=1.0, dtype="float32")
 
 
 class RegMixup(KerasMixUp):
-    """each batch clean, and mixed with weights from Beta(10, 10)"""
+    """Each batch twice: clean, and mixed with weights from Beta(10, 10)."""
 
     def layer(self, rate):
         return keras.layers.MixUp(alpha=10.0, dtype="float32")
@@ -291,10 +299,10 @@ class RegMixup(KerasMixUp):
 
 
 class Draws(keras.random.SeedGenerator):
-    """The seeds that a layer of Keras asks for, from the key of a batch.
+    """The seeds that a Keras layer asks for, derived from the key of a batch.
 
-    Keras' own generator counts in a variable, and a resumed run would start it anew.
-    `fold_in(key, number)` makes another key of one.
+    Keras' own generator counts in a variable, which a resumed run would reset.
+    `fold_in(key, number)` derives another key.
     """
 
     def __init__(self, key, fold_in):
@@ -320,7 +328,7 @@ METHODS = {
     "mixavg": AveragedPairsWithTable,
 }
 
-NAMES = {  # for people: in tables, pictures and texts
+NAMES = {  # in tables, pictures and texts
     "erm": "plain training",
     "stopped_early": "plain training, stopped early",
     "label_smoothing": "label smoothing",
@@ -337,5 +345,10 @@ NAMES = {  # for people: in tables, pictures and texts
 
 
 def in_words(method):
-    """The name of a method for people; that of `--method` where there is no other."""
+    """The name of a method in tables, pictures and texts."""
     return NAMES.get(method, method.replace("_", " "))
+
+
+def with_names(methods):
+    """Methods as `--method` takes them, each with its name, for a help text."""
+    return ", ".join(f"{method} ({in_words(method)})" for method in methods)

@@ -3,9 +3,9 @@
 He et al., "Identity Mappings in Deep Residual Networks", arXiv 1603.05027. As usual
 for 32 and 64 pixels the stem is a 3x3 convolution, and there is no max-pooling.
 
-Each takes images of 0 to 255 and returns logits. The decay is L2 on the kernels alone,
-not on batch normalization or biases: `weight_decay / 2 * sum(kernel**2)` in the loss,
-which is `weight_decay` of `torch.optim.SGD`.
+Each takes images of 0 to 255 and returns logits. The decay is L2 on the kernels, not on
+batch normalization or biases: `weight_decay / 2 * sum(kernel**2)` in the loss, which
+equals `weight_decay` of `torch.optim.SGD`.
 """
 
 import functools
@@ -35,8 +35,8 @@ def tiny(shape, num_classes, weight_decay=0.0):
 def fast(shape, num_classes, weight_decay=0.0, width=32):
     """1.19 M parameters, 21.5 M multiply-adds an image of 32 px, at 100 classes.
 
-    It memorises some ten thousand training images, at a price that a CPU can pay:
-    strided and pooled early, with three residual connections.
+    It memorises some ten thousand training images and trains on a CPU: it is strided
+    and pooled early, with three residual connections.
     """
     convolution = convolutions(weight_decay)
 
@@ -72,13 +72,13 @@ ABOUT = {  # in a few words
     "fast_16": "half as wide, 0.3 M",
     "fast_64": "twice as wide, 4.7 M",
 }
-NONE = "none"  # the weights of a network that trains from scratch
-PRESET = "preset"  # those of a network of KerasHub
-HUB = "hub:"  # what the names of these begin with
+NONE = "none"  # weights: train from scratch
+PRESET = "preset"  # weights of a network of KerasHub
+HUB = "hub:"  # prefix of the name of a network of KerasHub
 
 
 def of_name(name):
-    """One of NETWORKS, or of `keras.applications`: a function of the same arguments."""
+    """A network as a function: of NETWORKS, `keras.applications` or KerasHub."""
     if name in NETWORKS:
         return NETWORKS[name]
     if name.startswith(HUB):
@@ -87,19 +87,19 @@ def of_name(name):
         return functools.partial(application, name)
     raise ValueError(
         f"{name} is none of {', '.join(NETWORKS)}, nor a network of keras.applications "
-        "such as EfficientNetV2B0, nor hub: and a preset of KerasHub"
+        "such as EfficientNetV2B0, nor hub: followed by a preset of KerasHub"
     )
 
 
 def check_weights(name, weights):
-    """Refuse weights that are not there, or for a network that has none."""
+    """Refuse weights that do not exist or do not fit the network."""
     if weights == NONE:
         return
     if name.startswith(HUB) or weights == PRESET:
         if not (name.startswith(HUB) and weights == PRESET):
             raise ValueError(
                 f"{name} and --weights {weights}: a network of KerasHub, hub:PRESET, "
-                "has the weights preset or none, and no other has these"
+                "takes the weights preset or none; no other network takes preset"
             )
         return
     if name in NETWORKS:
@@ -115,10 +115,7 @@ def check_weights(name, weights):
 
 
 def pretrained(name, weights, shape, num_classes, weight_decay=0.0):
-    """A network of `keras.applications` and its weights, with a new last layer.
-
-    `weights` are None for random ones.
-    """
+    """A pretrained network with a new last layer. `weights=None` makes them random."""
     if name.startswith(HUB):
         model = from_hub(name, weights is not None, shape, num_classes)
         thaw(model)
@@ -150,23 +147,23 @@ def from_hub(name, load_weights, shape, num_classes, weight_decay=0.0):
 
 
 def backbone_of(model):
-    """The part of a `pretrained` network that is."""
+    """The pretrained part of a `pretrained` network."""
     names = [layer.name for layer in model.layers]
     if "backbone" in names:
         return model.get_layer("backbone")
-    return model.layers[-1].backbone  # of a task of KerasHub
+    return model.layers[-1].backbone  # KerasHub
 
 
 def freeze(model):
-    """Have the new last layer of a `pretrained` network train alone."""
+    """Let only the new last layer of a `pretrained` network train."""
     backbone_of(model).trainable = False
 
 
 def thaw(model):
-    """Have all of it train, but for batch normalization.
+    """Let all of it train, except batch normalization, which keeps its statistics.
 
-    That keeps the statistics that it came with. (`training=False` in the call of the
-    backbone does not do it: the model passes its own `training` on.)
+    (`training=False` in the call of the backbone would not do: the model passes its own
+    `training` on.)
     """
     backbone_of(model).trainable = True
     for layer in _layers_within(backbone_of(model)):
@@ -181,13 +178,13 @@ def _layers_within(layer):
 
 
 def preprocessed(inputs, network):
-    """Images of 0 to 255 as the weights of a network expect them."""
+    """Scale images of 0 to 255 as the weights of a network expect."""
     module = importlib.import_module(network.__module__)
     return module.preprocess_input(inputs)
 
 
 def application(name, shape, num_classes, weight_decay=0.0):
-    """A network of `keras.applications` with random weights, and without decay."""
+    """A network of `keras.applications` with random weights, without decay."""
     network = getattr(keras.applications, name)(
         weights=None, input_shape=shape, classes=num_classes, classifier_activation=None
     )

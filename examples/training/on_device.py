@@ -1,8 +1,8 @@
-"""Batches that are made where the network trains: on JAX, without TensorFlow.
+"""Batches made on the device that trains: on JAX, without TensorFlow.
 
-The images stay on the device. One compiled function takes those of a batch, crops,
-flips and mixes them; nothing but its number goes there. Every draw comes from `--seed`,
-the number of the epoch and that of the batch, as in batches.py; the draws are others.
+The images stay on the device. One compiled function selects, crops, flips and mixes
+those of a batch; only the number of the batch is sent. As in batches.py, every draw
+comes from `--seed` and the numbers of the epoch and the batch, but the draws differ.
 """
 
 import functools
@@ -16,7 +16,7 @@ from training.methods import Draws
 
 
 class Epoch(keras.callbacks.Callback):
-    """Tells the batches which epoch of `fit` begins."""
+    """Tell the batches which epoch of `fit` begins."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ class TrainingBatches(keras.utils.PyDataset):
         return batch(self.images, self.labels, order, key, index)
 
     def of_epoch(self, number):
-        """Its key, the order of its images, and the function that makes a batch."""
+        """The key of an epoch, the order of its images, the function for a batch."""
         key, shuffle = jax.random.split(jax.random.fold_in(self.key, number))
         order = jax.random.permutation(shuffle, len(self.labels))
         return key, order, self.of_rate(self.method.rate_at(number))
@@ -73,7 +73,7 @@ def draws_of(key):
 
 
 def crop_and_flip(images, key, padding=4, flip="horizontal"):
-    """Each image of a batch by chance: shifted by up to `padding`, and flipped."""
+    """Shift each image at random by up to `padding`, and flip it at random."""
     size, side = images.shape[:2]
     for_shifts, for_flips = jax.random.split(key)
     shifts = jax.random.randint(for_shifts, (2, size, 1), 0, 2 * padding + 1)
@@ -92,7 +92,7 @@ def crop_and_flip(images, key, padding=4, flip="horizontal"):
 
 
 class ValidationBatches(keras.utils.PyDataset):
-    """Images as they are, and one-hot labels."""
+    """Unchanged images, and one-hot labels."""
 
     def __init__(self, images, labels, num_classes, args):
         super().__init__()
@@ -111,7 +111,7 @@ training, validation_batches = TrainingBatches, ValidationBatches  # as in batch
 
 
 def mixed_once(images, labels, method, epoch):
-    """One batch, as the method mixes it."""
+    """One batch, mixed by the method."""
     layer = method.layer(method.rate_at(epoch.number))
     mixed = method.mixed(layer, images, labels, draws_of(jax.random.key(0)))
     return [np.asarray(part) for part in mixed]

@@ -1,4 +1,4 @@
-"""One HTML page without anything from elsewhere, to be opened or sent."""
+"""One self-contained HTML page."""
 
 import base64
 import html
@@ -32,7 +32,7 @@ footer { color: GrayText; font-size: 0.9rem; margin-top: 2rem; }
 
 
 def page(title, parts):
-    """The page: a heading, and parts that the functions below have made."""
+    """The page: a title, and parts made by the functions below."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -51,7 +51,7 @@ def paragraph(text):
 
 
 def definitions(entries):
-    """A list of terms, and what is said of each."""
+    """A list of terms with a text for each."""
     items = "".join(
         f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>"
         for term, text in entries.items()
@@ -64,7 +64,7 @@ def command(text):
 
 
 def table(rows):
-    """Of rows of Markdown strings, the first of which is the heading."""
+    """A table of Markdown strings. The first row is the heading."""
     head, *body = [
         "".join(map(_cell, row, _tags(i, row))) for i, row in enumerate(rows)
     ]

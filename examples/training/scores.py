@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, likelihood, and whether they know it."""
+"""How good predictions are: accuracy, likelihood and calibration."""
 
 import numpy as np
 from scipy import optimize
@@ -10,10 +10,9 @@ def scores(logits, labels):
     """Test scores from `(samples, classes)` logits and class numbers.
 
     Accuracy and top-5 accuracy; NLL, the mean negative log-likelihood in nats; ECE, the
-    expected calibration error over 15 bins (arXiv 1706.04599, eq. 3); NLL and ECE again
-    with one temperature fitted on held-out samples; and the mean probability of the
-    class that wins. Of each bin that is not empty the mean confidence, the accuracy and
-    the count.
+    expected calibration error over 15 bins (arXiv 1706.04599, eq. 3); both again with
+    one temperature fitted on held-out samples; the mean probability of the predicted
+    class; and the mean confidence, accuracy and count of each bin that is not empty.
     """
     log_p = log_probabilities(logits)
     probabilities = np.exp(log_p)
@@ -56,7 +55,7 @@ def ece(probabilities, labels):
 
 
 def ece_of(confidence, correct, weights=None):
-    """From each sample's winning probability, and whether that class is right."""
+    """ECE from the probability of each predicted class, and whether it is right."""
     confidence, accuracy, count = binned(confidence, correct, weights)
     gaps = np.abs(confidence - accuracy)[count > 0] * count[count > 0]
     return float(gaps.sum() / count.sum())
@@ -80,12 +79,12 @@ def binned(confidence, correct, weights=None):
 
 
 def temperature_scaled(logits, labels):
-    """Each half of the samples over the temperature that suits the other half best.
+    """Divide each half of the logits by the best temperature of the other half.
 
-    Separates a network that is underconfident or overconfident from one that is
-    wrong. The halves are the samples of even and of odd number, and one scalar for
-    each is fitted by NLL (arXiv 1706.04599, section 4.2). Returns the logits and the
-    two temperatures.
+    This separates a network that is underconfident or overconfident from one that is
+    wrong. The halves are the even and the odd samples; the temperature of each
+    minimizes its NLL (arXiv 1706.04599, section 4.2). Returns the logits and the two
+    temperatures.
     """
     logits = np.asarray(logits, "float64")
     scaled, temperatures = np.empty_like(logits), []
