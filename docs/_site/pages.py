@@ -32,7 +32,7 @@ SOURCES = {
 }
 # Pages whose tables get the width of the table of contents too; those with figures.
 WITH_FIGURES = ("index.md", "results/accuracy.md", "results/speed.md")
-WIDE = (*WITH_FIGURES, "how_we_know.md")
+WIDE = (*WITH_FIGURES, "what_is_tested.md")
 PAGE_OF = {source: page for page, source in SOURCES.items()}
 PAGE_OF["examples/guide.py"] = "start.md"
 PICTURES = (".png", ".jpg", ".svg")
