@@ -130,6 +130,15 @@ def test_options_are_chosen_on_held_out_images_before_a_method_is_compared(tmp_p
     assert chosen.seed == 0
 
 
+def test_a_setting_with_few_images_holds_out_fewer(tmp_path):
+    path, results = tmp_path / "grid.toml", tmp_path / "runs.jsonl"
+    few = "[settings.digits]\nchoice = { held-out = 20 }"
+    path.write_text(CHOOSING.replace("[settings.digits]", few))
+    _, runs = grid.read(path, results=results)
+    assert [run.options.get("held-out") for run in runs] == [20] * 4 + [None]
+    assert all("choice" not in run.options for run in runs)
+
+
 def test_a_choice_needs_to_be_said_how(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text(CHOOSING.replace("[choice]\nheld-out = 300\nseeds = [7, 8]", ""))

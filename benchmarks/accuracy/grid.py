@@ -13,8 +13,8 @@ the cores; all runs of a seed come before those of the next.
 
 A method may leave options open with `choose`, a list of tables of options. For each
 setting the grid takes the table with the best mean accuracy, over the seeds and the
-`held-out` training images that `[choice]` names. No test image is used. These runs come
-first.
+`held-out` training images that `[choice]` names, or the `choice` of a setting that has
+fewer images. No test image is used. These runs come first.
 
 A finished run is a line of `results/accuracy.jsonl`, with its options, seed and commit.
 A run with the same options and seed is never repeated, whichever grid asks for it. A
@@ -80,14 +80,15 @@ def read(path, smoke=False, results=RUNS):
     open_methods = [name for name, of in grid["methods"].items() if "choose" in of]
     if bool(open_methods) != ("choice" in grid):
         raise SystemExit(f"{path}: `choice` goes with `choose` of a method.")
-    last = {"smoke": True} if smoke else {}
+    last, few = ({"smoke": True}, {"held-out": 300}) if smoke else ({}, {})
     done = finished(results) if open_methods else {}
     choosing, comparing = [], []
     for setting, of in grid["settings"].items():
+        how = {**grid.get("choice", {}), **of.pop("choice", {}), **few}
         for method, options in grid["methods"].items():
             options = {**grid.get("common", {}), **of, **options, **last}
             if "choose" in options:
-                runs, options = choice(setting, method, options, grid["choice"], done)
+                runs, options = choice(setting, method, options, how, done)
                 choosing += runs
             if options is not None:
                 comparing += [Run(setting, method, s, options) for s in grid["seeds"]]
