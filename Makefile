@@ -58,7 +58,7 @@ package: .venv/installed  ## build sdist and wheel into dist/, and try the wheel
 	rm -rf dist .venv/wheel
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python -m $(INSTALL) --no-deps --target .venv/wheel dist/*.whl
-	PYTHONPATH=.venv/wheel $(BIN)/python tests/wheel.py
+	PYTHONPATH=.venv/wheel $(BIN)/python tests/check_wheel.py
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "keras_mixavg needs Python 3.10 or newer. Set one with make PYTHON=...")'

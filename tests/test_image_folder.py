@@ -121,7 +121,7 @@ def assert_whole(text, parts):
         assert part in text
 
 
-def test_a_page_escapes_what_it_is_told():
+def test_a_page_escapes_its_texts():
     rows = [["a<b", "c"], ["**x**", "<script>"]]
     text = page.page("<Cats & dogs>", [page.table(rows), page.command("rm '<x>'")])
     assert_whole(text, ["&lt;Cats &amp; dogs&gt;", "<strong>x</strong>", "&lt;script"])

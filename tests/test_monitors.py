@@ -63,9 +63,7 @@ def test_monitors_find_the_best_value_of_every_metric_by_themselves(rng, tmp_pat
             assert callback.best == pytest.approx(best(history[name])), name
 
 
-def test_monitors_find_the_best_value_of_the_tables_logs_if_told_which_it_is(
-    rng, tmp_path
-):
+def test_monitors_find_the_best_value_of_the_tables_logs_with_a_mode(rng, tmp_path):
     monitors = {
         name: monitoring(name, tmp_path, mode=best.__name__)
         for name, best in LOGS.items()

@@ -314,7 +314,7 @@ def test_a_compute_loss_of_ones_own(batches, kernel, kind):
     assert_trained(model, callback, kernel, batches, 2)
 
 
-def test_a_compute_loss_that_never_calls_the_loss_is_told_so(batches, kernel):
+def test_a_compute_loss_that_never_calls_the_loss_warns(batches, kernel):
     model = compiled(linear(OtherLoss, kernel))
     message = "^Epoch 0 trained without the global soft labels: no step called the loss"
     with pytest.warns(UserWarning, match=message) as seen:

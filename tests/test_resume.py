@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import keras
-import killed
+import kill_and_resume
 import numpy as np
 import processes
 import pytest
@@ -59,7 +59,7 @@ def new_model(loss=None):
     model.compile(
         keras.optimizers.Adam(0.01),
         loss or SoftLabelCrossentropy(global_weight=0.5, from_logits=True),
-        run_eagerly=EAGERLY,  # killed.py compiles them
+        run_eagerly=EAGERLY,  # kill_and_resume.py compiles them
     )
     model.optimizer.build(model.trainable_variables)  # else Keras loads none of them
     return model
@@ -414,8 +414,8 @@ def test_a_checkpoint_of_an_untrained_model_loads_without_a_word(batches, tmp_pa
 @pytest.mark.once
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="forks before its first use")
 def test_kill_training_at_random_moments_and_resume(tmp_path, capsys):
-    """`python tests/killed.py FOLDER 20 0` kills more often."""
-    output = processes.run(killed.main, tmp_path, 6, 0, folder=tmp_path)
+    """`python tests/kill_and_resume.py FOLDER 20 0` kills more often."""
+    output = processes.run(kill_and_resume.main, tmp_path, 6, 0, folder=tmp_path)
     survived = re.findall(r"^(\d+) kills survived", output, re.MULTILINE)
     whole = dict(np.load(tmp_path / "uninterrupted.npz"))
     for name in ("first", "last"):

@@ -158,9 +158,7 @@ LOST = [by_clone_model, by_old_format, by_compile_config, by_config_of_the_loss]
 
 @pytest.mark.one_backend
 @pytest.mark.parametrize("way", LOST, ids=lambda way: way.__name__)
-def test_a_table_that_does_not_come_with_a_model_is_told_of_once(
-    trained, batches, tmp_path, way
-):
+def test_a_model_that_loses_its_table_warns_once(trained, batches, tmp_path, way):
     other = way(trained, tmp_path)
     with pytest.warns(UserWarning, match="the table did not come with it"):
         fit(other, batches)

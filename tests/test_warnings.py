@@ -7,11 +7,11 @@ ways, each under the name of its behaviour:
   `test_inputs_like_token_ids_bring_one_warning`
   `test_images_and_quantities_bring_no_warning`
 - a table that did not come:
-  `test_a_table_that_does_not_come_with_a_model_is_told_of_once`
+  `test_a_model_that_loses_its_table_warns_once`
 - a table that starts anew:
   `test_a_new_loss_starts_anew_and_the_same_one_goes_on`
 - no step:
-  `test_a_compute_loss_that_never_calls_the_loss_is_told_so`
+  `test_a_compute_loss_that_never_calls_the_loss_warns`
   `test_two_steps_of_the_optimizer_a_batch_bring_no_warning`
 - metrics of one class:
   `test_plain_accuracy_on_pairs_is_noticed_once`

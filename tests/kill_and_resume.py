@@ -1,11 +1,11 @@
-"""A training run that is killed again and again, and one that never is.
+"""A training run that is killed again and again, and one that is not.
 
-    python tests/killed.py FOLDER KILLS SEED
+    python tests/kill_and_resume.py FOLDER KILLS SEED
 
 Each life is a process of its own that runs the same command. It kills itself with
-SIGKILL at a place drawn from the seed: while a step's data is read, in the callback
+SIGKILL at a place drawn from the seed: while it reads the data of a step, in the callback
 before or after the table changes, or while a checkpoint is half written. The last one
-lives. Prints one line a life, and writes `killed.npz` and `uninterrupted.npz`.
+survives. Prints one line for each life, and writes `killed.npz` and `uninterrupted.npz`.
 """
 
 import os
