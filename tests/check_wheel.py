@@ -1,4 +1,4 @@
-"""A few steps with the installed package and nothing beside it: `make package` runs it.
+"""Train a few steps with the installed package alone, for `make package`.
 
 It trains on arrays, so that it needs no tf.data, and writes only to a temporary folder.
 """

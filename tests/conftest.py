@@ -11,7 +11,7 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # its name, if pytest-xdist star
 
 
 def usable_cores():
-    """The cores that this process may use: `taskset` leaves it fewer than there are."""
+    """The cores that this process may use, fewer than all under `taskset`."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -77,7 +77,7 @@ def rng():
 
 @pytest.fixture
 def eagerly():
-    """TensorFlow without graphs: one costs more than the few steps of a test."""
+    """TensorFlow without graphs, which cost more than the few steps of a test."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
@@ -87,7 +87,7 @@ def eagerly():
 
 @pytest.fixture
 def few_steps(eagerly):
-    """Two epochs of three steps in each `fit`: whether code runs, not how well."""
+    """Limit each `fit` to two epochs of three steps, to check only that code runs."""
     import keras
 
     keras.config.set_max_epochs(2)

@@ -1,7 +1,7 @@
 """What every component must do, written once. A new component is one line below.
 
 `COMPONENTS` maps a name to (a factory, a use): the use feeds a small batch to the
-component and returns arrays that tell whether two of them behave alike.
+component and returns arrays by which two of them can be compared.
 """
 
 import inspect

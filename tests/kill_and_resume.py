@@ -3,9 +3,10 @@
     python tests/kill_and_resume.py FOLDER KILLS SEED
 
 Each life is a process of its own that runs the same command. It kills itself with
-SIGKILL at a place drawn from the seed: while it reads the data of a step, in the callback
-before or after the table changes, or while a checkpoint is half written. The last one
-survives. Prints one line for each life, and writes `killed.npz` and `uninterrupted.npz`.
+SIGKILL at a place drawn from the seed: while it reads the data of a step, in the
+callback before or after the table changes, or with half a checkpoint written. The last
+one survives. Prints one line for each life, and writes `killed.npz` and
+`uninterrupted.npz`.
 """
 
 import os
@@ -27,7 +28,7 @@ PLACES = ["step", "before the table changes", "after it", "checkpoint half writt
 
 
 def die_at(place, times):
-    """Kill this process the `times`-th time that it comes to `place`."""
+    """Kill this process when it reaches `place` for the `times`-th time."""
     counts = {name: 0 for name in PLACES}
 
     def reached(here):
@@ -89,7 +90,7 @@ def train(folder, result, epochs, table_first, reached=lambda here: None):
 
 
 def live(life):
-    """Run `life` in a process of its own; returns the signal that ended it, or 0."""
+    """Run `life` in a new process, and return the signal that ended it, or 0."""
     child = os.fork()  # TensorFlow is imported, and has not been used yet
     if not child:
         try:

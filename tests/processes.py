@@ -1,4 +1,4 @@
-"""Functions in processes of their own, which need not load Keras again."""
+"""Run functions in new processes, which need not load Keras again."""
 
 import multiprocessing
 import os
@@ -24,14 +24,14 @@ def _run(function, arguments, folder):
 
 
 def start(function, *arguments, folder):
-    """Run `function` in `folder`; what it prints is in stdout.txt and stderr.txt."""
+    """Run `function` in `folder`. Its output goes to stdout.txt and stderr.txt."""
     process = CONTEXT.Process(target=_run, args=(function, arguments, folder))
     process.start()
     return process
 
 
 def run(function, *arguments, folder):
-    """`start`, wait until it has ended well, and return what it has printed."""
+    """`start`, wait for success, and return the output."""
     process = start(function, *arguments, folder=folder)
     process.join()
     assert process.exitcode == 0, (folder / "stderr.txt").read_text()[-3000:]

@@ -1,10 +1,10 @@
-"""The numerical tests, as on processors that have fewer instructions or cores.
+"""Run the numerical tests as on processors with fewer instructions or cores.
 
     python tests/processors.py [BACKEND ...]
 
-TensorFlow, XLA, oneDNN, OpenBLAS, NumPy and torch choose their code by what the
-processor can do, and each can be told to leave instructions out. Runs the tests that
-are marked `numerical` under each setting on each backend, and fails if any fails.
+TensorFlow, XLA, oneDNN, OpenBLAS, NumPy and torch choose their code by the instructions
+of the processor, and each can be restricted. Runs the tests marked `numerical` under
+each setting on each backend, and fails if any fails.
 """
 
 import os
@@ -19,7 +19,7 @@ XLA = "--xla_force_host_platform_device_count=2"  # as in conftest.py
 
 
 def limited(onednn, xla, openblas, torch, numpy):
-    """What tells the libraries to use no more than these instructions."""
+    """Settings that restrict the libraries to these instructions."""
     return {
         "ONEDNN_MAX_CPU_ISA": onednn,
         "XLA_FLAGS": f"{XLA} --xla_cpu_max_isa={xla}",

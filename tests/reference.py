@@ -9,7 +9,7 @@ import numpy as np
 
 
 def partners_of(order):
-    """(1) Walk around the circle `order`: each one's partner is the next."""
+    """(1) Walk around the cycle `order`: the partner of each is the next."""
     partners = [None] * len(order)
     for position, sample in enumerate(order):
         partners[sample] = order[(position + 1) % len(order)]
@@ -74,7 +74,7 @@ def is_correct(label, probabilities):
 
 
 def evidence(labels, probabilities, sample_weight=None, collect="correct"):
-    """(7) for one batch: what it adds to N and to M."""
+    """(7) for one batch: its contributions to N and M."""
     num_classes = np.shape(labels)[-1]
     labels = np.reshape(labels, (-1, num_classes))
     probabilities = np.reshape(probabilities, (-1, num_classes))
@@ -114,7 +114,7 @@ def updated_table(table, n, m, prior_count):
 
 
 def fading(epoch, epochs, fade_out):
-    """(5): the last `fade_out * epochs` epochs have ever less, and one more has 0."""
+    """(5): the weight falls over the last `fade_out * epochs` epochs, and then is 0."""
     falling = fade_out * epochs
     left = epochs - epoch
     return left / falling if left < falling else 1.0
@@ -123,9 +123,9 @@ def fading(epoch, epochs, fade_out):
 class Training:
     """The whole method on a linear softmax classifier, trained by plain SGD.
 
-    `batches` is a list of (x, labels, sample weights or None), seen in this order in
-    every epoch. Of `epochs` epochs the last `fade_out` have ever less weight; without
-    `epochs` none has. `kernel` is (features, classes), `learning_rate` may be 0.
+    `batches` is a list of (x, labels, sample weights or None), the same in every epoch.
+    The weight falls over the last share `fade_out` of `epochs`; without `epochs` it is
+    constant. `kernel` is (features, classes), `learning_rate` may be 0.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Data that the tests of the examples write, in the format of the real ones."""
+"""Data for the tests of the examples, in the format of the real data."""
 
 import numpy as np
 
 
 def write_cifar10(data_dir, train, test):
-    """A CIFAR-10 of TFDS with so many images, classes in turn; returns the images."""
+    """Write a small CIFAR-10 in the format of TFDS, and return its images."""
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
@@ -59,9 +59,9 @@ def write_records(folder, features, images, splits):
 
 
 def crop_and_flip_of(image, cropped, padding=4):
-    """Which window of the padded image it is, `(row, column, step)`, or None.
+    """The window of the padded image that it is, `(row, column, step)`, or None.
 
-    `step` is -1 if it is flipped. Of several windows that look alike, the first.
+    `step` is -1 for a flip. Of several equal windows it is the first.
     """
     side = len(image)
     padded = np.pad(image, [(padding, padding)] * 2 + [(0, 0)], "reflect")

@@ -27,7 +27,7 @@ def two_replicas():
 
 
 class Tables(keras.callbacks.Callback):
-    """What a GlobalSoftLabel before it shows at each epoch's end."""
+    """Record the table that an earlier GlobalSoftLabel shows after each epoch."""
 
     def __init__(self, source):
         super().__init__()
@@ -55,7 +55,7 @@ def linear_model(kernel, from_logits=True):
 
 @functools.cache
 def _compiled_once():
-    """A linear model that trains with the table, and what its optimizer starts from."""
+    """A linear model that trains with the table, and its optimizer's initial state."""
     model = linear_model(np.zeros((FEATURES, CLASSES)))
     model.compile(keras.optimizers.SGD(0.1), SoftLabelCrossentropy(from_logits=True))
     model.optimizer.build(model.trainable_variables)

@@ -1,4 +1,4 @@
-"""The ablations: each part that they change, against arithmetic."""
+"""The ablations: what each of them changes, against arithmetic."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_pairs_go_off_for_the_last_fifth_of_the_epochs():
 
 
 def test_batches_are_pairs_or_cutmix_in_turns():
-    """Of batches of one colour an image, a pair shows as its mean, a box as both."""
+    """Each image has one colour: a pair shows its mean, a box shows both colours."""
     turns = method("pairs_and_cutmix", rate=1, classes=8, alpha=1)
     images = np.ones((8, 8, 8, 1)) * np.arange(8)[:, None, None, None]
     batches = tf.data.Dataset.from_tensors((images, np.arange(8))).repeat(200)

@@ -1,4 +1,4 @@
-"""The instrument of the study: grids, their results, and the report."""
+"""The benchmarks: grids, results and the report."""
 
 import importlib.util
 import json
@@ -193,7 +193,7 @@ def test_processes_append_whole_lines_and_none_twice(tmp_path):
 
 
 def test_a_commit_is_named_and_whether_the_code_is_another(tmp_path, monkeypatch):
-    """The results and READMEs, which grow while a grid runs, do not count."""
+    """Results and READMEs, which change while a grid runs, do not count."""
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     assert provenance.commit() == ""
     for name in ("code.py", "README.md", "benchmarks/accuracy/results/accuracy.jsonl"):

@@ -358,7 +358,7 @@ def test_class_numbers_that_do_not_exist_are_left_out_and_counted(rng, kernel):
 
 
 class Weights(keras.callbacks.Callback):
-    """The weight that the loss has in each epoch, after a GlobalSoftLabel."""
+    """Record the weight of the loss in each epoch, after a GlobalSoftLabel."""
 
     def __init__(self):
         super().__init__()

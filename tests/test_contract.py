@@ -23,7 +23,7 @@ def test_every_public_class_is_a_component():
 
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_all_components_train_together(jit_compile):
-    """By the ways of each backend; test_modes.py has the others."""
+    """Compiled as each backend does; test_modes.py has more cases."""
     if not jit_compile and keras.backend.backend() == "jax":
         pytest.skip("JAX always compiles")
     if jit_compile and keras.backend.backend() == "torch":
@@ -33,7 +33,7 @@ def test_all_components_train_together(jit_compile):
 
 @pytest.mark.once
 def test_no_module_imports_tensorflow_when_it_is_imported():
-    """That nothing else does so is in test_workers.py, in processes of their own."""
+    """test_workers.py shows in other processes that nothing else does so."""
     for file in Path(keras_mixavg.__file__).parent.glob("*.py"):
         for node in ast.parse(file.read_text()).body:
             names = [alias.name for alias in getattr(node, "names", [])]

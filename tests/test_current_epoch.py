@@ -1,7 +1,7 @@
-"""What `fit` trains on in each epoch, in every way to call it. Exact on all backends.
+"""The batches of each epoch of `fit`, however it is called. Exact on all backends.
 
-A look at the dataset proves nothing here: Keras makes iterators of it for reasons of
-its own. So each model's metrics tell what it was given.
+Reading the dataset would prove nothing, since Keras makes extra iterators. So the
+metrics of each model record its batches.
 """
 
 import copy
@@ -29,12 +29,12 @@ pytestmark = [
 
 
 def share(labels, predictions):
-    """Of averaged samples."""
+    """The share of averaged samples."""
     return keras.ops.cast(keras.ops.max(labels, axis=-1) < 0.9, "float32")
 
 
 def code(labels, predictions):
-    """A number that tells the pairs of a batch: no two have the same."""
+    """A number that identifies the pairs of a batch."""
     return keras.ops.sum(keras.ops.multiply(labels, WEIGHTS))
 
 

@@ -1,4 +1,4 @@
-"""MixAvg called on a `tf.data.Dataset`. Every sample's label tells who it is."""
+"""MixAvg called on a `tf.data.Dataset`. Every sample has its own label."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def batches(size=16, drop_remainder=False):
 
 
 def pairs(dataset):
-    """One epoch's averaged labels: which samples were in each place."""
+    """The averaged labels of one epoch, which identify the samples of each pair."""
     return np.concatenate([labels for _, labels in dataset.as_numpy_iterator()])
 
 
@@ -101,7 +101,7 @@ def test_batches_are_averages_of_their_own_pairs(dtype, labels, rate):
 
 
 def test_every_pairing_is_one_circle_and_all_are_about_equally_often():
-    """All six circles of four samples, over 1000 keys: chi-square, p = 0.001."""
+    """All six cycles of four samples, over 1000 keys: chi-square, p = 0.001."""
     drawn = tf.function(lambda key: draws.from_key(draws.Key(key, 1.0), 4))
     counts: dict = {}
     for number in range(1000):
@@ -224,7 +224,7 @@ def test_repeat_goes_on_to_the_next_epoch():
 
 @pytest.fixture(scope="module")
 def told():
-    """The pairs of five epochs, each told by a variable."""
+    """The pairs of five epochs, each set by a variable."""
     epoch = tf.Variable(0, dtype="int64")
     dataset = make()(batches(), epoch=epoch)
     return [pairs(dataset) for e in range(5) if epoch.assign(e) is not None]
@@ -299,7 +299,7 @@ def go_on_in_a_new_process():
 
 @pytest.mark.once
 def test_a_new_process_goes_on_pair_for_pair(tmp_path, told):
-    """And op determinism, which is of a whole process, fixes a parallel map's pairs."""
+    """Op determinism, set for a whole process, fixes the pairs of a parallel map."""
     processes.run(go_on_in_a_new_process, folder=tmp_path)
     dataset = batches().apply(make())
     run = [pairs(dataset) for _ in range(2)]

@@ -42,7 +42,7 @@ KERNEL = np.random.default_rng(4).normal(size=(FEATURES, CLASSES)).astype("float
 
 
 def train(learning_rate=0.1, size=SIZE, subclassed=False, loss=None, **compile_args):
-    """Two epochs; returns the callback, the model and what fit logged."""
+    """Train two epochs; returns the callback, the model and the logs."""
     dense = keras.layers.Dense(CLASSES, use_bias=False)
 
     class Model(keras.Model):
@@ -96,7 +96,7 @@ def reference_training(learning_rate=0.1, size=SIZE):
 
 @contextlib.contextmanager
 def two_devices():
-    """The backend's way to train on two devices, as the README shows it."""
+    """How each backend trains on two devices."""
     if BACKEND == "tensorflow":
         with two_replicas().scope():
             yield
@@ -127,7 +127,7 @@ def assert_same_as_on_one_device(run, one):
 
 @pytest.fixture(scope="module")
 def one():
-    """What one device makes of it."""
+    """The result on one device."""
     keras.utils.set_random_seed(0)
     return train()
 
@@ -169,7 +169,7 @@ def test_steps_per_execution_on_two_devices(one):
 @pytest.mark.skipif(BACKEND != "jax", reason="Keras' ModelParallel is of JAX")
 @pytest.mark.parametrize("sharding", [("model", None), (None, "model")])
 def test_a_table_that_is_spread_over_two_devices(one, sharding):
-    """By its rows or columns, with N and M, and with the kernel that goes with it."""
+    """Split by rows or columns, with N and M and the matching kernel."""
     devices = keras.distribution.list_devices("cpu")[:2]
     mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
     layout = keras.distribution.LayoutMap(mesh)

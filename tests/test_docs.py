@@ -1,4 +1,4 @@
-"""What is written is executed: the code of the READMEs, the site and the docstrings."""
+"""The code of the READMEs, the site and the docstrings runs."""
 
 import doctest
 import importlib
@@ -95,7 +95,7 @@ def test_the_notebook_of_each_page_has_a_name_of_its_own():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of KerasCV and grain
 @pytest.mark.parametrize("page", [p for p in notebooks.pages() if p != KERAS_HUB])
 def test_code_of_a_page_runs_pasted_into_an_empty_file(page, tmp_path, monkeypatch):
-    """After the first lines of the recipes, where the page says so."""
+    """After the first lines of the recipes, if the page says so."""
     monkeypatch.chdir(tmp_path)
     cells = [c.source for c in notebooks.notebook(page).cells if c.cell_type == "code"]
     for package in OPTIONAL.findall("\n".join(cells)):
@@ -106,7 +106,7 @@ def test_code_of_a_page_runs_pasted_into_an_empty_file(page, tmp_path, monkeypat
 
 
 def test_the_notebook_of_the_guide_is_that_of_its_program():
-    """`make figures` makes it anew."""
+    """`make figures` updates it."""
     written = notebooks.nbformat.read(notebooks.GUIDE.with_suffix(".ipynb"), 4)
     assert [c.source for c in written.cells] == [
         c.source for c in notebooks.guide().cells
@@ -159,7 +159,7 @@ KNOWN_HOSTS = {
 
 
 def test_no_address_is_named_that_is_not_known_to_exist():
-    """The project's own are added to pyproject.toml, and here, once they exist."""
+    """Once the project has addresses, add them to pyproject.toml and here."""
     folders = ("keras_mixavg", "docs", "examples", "benchmarks")
     kinds = ("*.md", "*.py", "*.toml", "*.ipynb", "*.yml", "*.cff", "*.tsv")
     found = [file for kind in kinds for file in ROOT.glob(kind)]

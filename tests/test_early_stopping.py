@@ -1,4 +1,4 @@
-"""Training that another callback stops, and the weight that fades over its end."""
+"""Training that another callback stops, and the fade of the weight."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.once  # what it decides is plain Python
 
 
 class Stop(keras.callbacks.Callback):
-    """Stop after so many epochs, and at each later one, as EarlyStopping does."""
+    """Stop after `after` epochs, and after each later one, as EarlyStopping does."""
 
     def __init__(self, after):
         super().__init__()
@@ -23,7 +23,7 @@ class Stop(keras.callbacks.Callback):
 
 
 class Weights(keras.callbacks.Callback):
-    """What part of its weight the loss has in each epoch, after a GlobalSoftLabel."""
+    """Record the share of the full weight in each epoch, after a GlobalSoftLabel."""
 
     def on_train_begin(self, logs=None):
         self.seen = []
@@ -40,7 +40,7 @@ def compiled_model(kernel, global_weight=0.5):
 
 
 def epochs_of(callbacks, epochs, weight=0.5, logs=None, initial_epoch=0):
-    """The hooks of `fit`, without training: how many epochs there are."""
+    """Call the hooks of `fit` without training, and return the number of epochs."""
     model = compiled_model(np.zeros((FEATURES, CLASSES)), weight)
     loop = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs)
     model.stop_training = False
@@ -80,7 +80,7 @@ def test_an_end_as_planned_is_not_remarked_upon():
 
 
 class SetRate(keras.callbacks.Callback):
-    """The learning rate of each epoch, set when the one before it ends."""
+    """Set the learning rate of each epoch when the one before it ends."""
 
     def __init__(self, rates):
         super().__init__()
@@ -94,7 +94,7 @@ class SetRate(keras.callbacks.Callback):
 
 
 def test_the_weight_follows_the_learning_rate_and_is_full_at_the_highest():
-    """A warm-up has the full weight; another training starts anew."""
+    """A warm-up has the full weight; another `fit` starts again."""
     weights = Weights()
     callback = GlobalSoftLabel(fade_out="learning_rate")
     for peak in (0.4, 0.1):

@@ -82,7 +82,7 @@ def test_updated_table_solves_equation_8(rng, prior_count):
 @pytest.mark.parametrize("samples", [0, 300, 3000, 100_000])
 @pytest.mark.parametrize("kind", ["pairs and whole", "pairs alone"])
 def test_with_many_classes_the_solution_is_that_of_float64(rng, samples, kind):
-    """Cholesky in float32, and float64 for classes that only come in pairs."""
+    """Cholesky in float32, and in float64 for classes that occur only in pairs."""
     num_classes = 600
     first = rng.integers(0, num_classes, samples)
     second = rng.integers(0, num_classes, samples)

@@ -1,4 +1,4 @@
-"""Each example runs, end to end, as a user starts it."""
+"""Each example runs end to end, as a user starts it."""
 
 import json
 import os
@@ -38,7 +38,7 @@ PROGRAM = str(ROOT / "examples" / "quickstart.py")
 
 
 def run_and_train_one_again():
-    """Eagerly, since the graphs of four networks cost more than their few steps."""
+    """Run eagerly, since the graphs of four networks cost more than their few steps."""
     tf.config.run_functions_eagerly(True)
     args = quickstart.parse_arguments(["--smoke"])
     quickstart.main(args)
@@ -73,7 +73,7 @@ def assert_figures_close(one, other):
 
 
 def test_the_quickstart_runs_and_repeats_its_figures(tmp_path):
-    """The figures of one of its methods, when that is trained again by itself."""
+    """Train one of its methods again, by itself, and compare."""
     output = processes.run(run_and_train_one_again, folder=tmp_path)
     assert "the figures mean nothing" in output
     again = output.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""What the training programs say of a run: scores, comparisons and the record."""
+"""Scores, comparisons and records of the training programs."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_the_bins_of_the_scores_give_the_calibration_error(rng):
 
 
 def test_one_temperature_mends_underconfidence_and_nothing_else(rng):
-    """Logits that are right but for a factor, against ones that are noise."""
+    """Logits that are right up to a factor, compared with noise."""
     logits = 2 * rng.normal(size=(4000, 5))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.array([rng.choice(5, p=row) for row in p])
@@ -72,7 +72,7 @@ def test_one_temperature_mends_underconfidence_and_nothing_else(rng):
 
 
 def test_a_temperature_is_fitted_on_the_half_that_it_does_not_scale(rng):
-    """Even samples that are four times too sure, odd ones that are as they should."""
+    """Even samples are overconfident by a factor of four, odd ones are calibrated."""
     logits = 2 * rng.normal(size=(8000, 3))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.array([rng.choice(3, p=row) for row in p])

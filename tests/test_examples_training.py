@@ -1,4 +1,4 @@
-"""What the training programs share: examples/training/, part by part."""
+"""The parts of examples/training/, which the training programs share."""
 
 import itertools
 from pathlib import Path
@@ -36,7 +36,7 @@ def key(number):
 
 
 def coloured(count=32, classes=8, side=16):
-    """An image of class k is all of the colour 16 k: what is mixed can be seen."""
+    """Images of class k have the colour 16 k throughout, so that mixing shows."""
     labels = np.arange(count) % classes
     images = np.ones((count, side, side, 3), "uint8") * 16
     return images * labels[:, None, None, None].astype("uint8"), labels
@@ -118,7 +118,7 @@ def test_another_method_gets_global_soft_labels_with_a_weight():
 
 
 def numbered(count):
-    """Images that say which they are: rows and columns of their own colour."""
+    """Images that can be told apart, with numbered pixels."""
     images = np.zeros((count, 16, 16, 3), "uint8")
     images[..., 0] = (np.arange(count) % 256)[:, None, None]
     images[..., 1] = (np.arange(count) // 256)[:, None, None]
@@ -251,7 +251,7 @@ def test_each_image_of_a_batch_is_cropped_and_flipped_by_itself():
     "flip, seen", [("none", {(1, 1)}), ("horizontal", {(1, 1), (1, -1)}), ("both", 4)]
 )
 def test_images_are_flipped_as_asked(flip, seen):
-    """Numbered pixels rise to the right and down, unless they are flipped."""
+    """Pixel numbers rise to the right and downwards, unless flipped."""
     images = np.arange(60 * 6 * 6).reshape(60, 6, 6, 1)
     out = crop_and_flip(tf.constant(images), key(3), 0, flip).numpy()[..., 0]
     directions = (
@@ -283,7 +283,7 @@ def test_the_networks_have_the_sizes_that_they_are_known_for():
 
 
 def multiply_adds(model):
-    """Of one image: each kernel entry once for each position of its output."""
+    """Multiply-adds of one image: each kernel entry once for each output position."""
     layers = [layer for layer in model.layers if hasattr(layer, "kernel")]
     return sum(
         int(np.prod(layer.kernel.shape) * np.prod(layer.output.shape[1:-1]))

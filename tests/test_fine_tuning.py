@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def narrow(weights=None, include_top=False, input_shape=None, pooling=None, **unused):
-    """A network of the signature of keras.applications, of one convolution."""
+    """A network of one convolution, with the signature of keras.applications."""
     layers = [
         keras.Input(input_shape),
         keras.layers.Conv2D(4, 3, strides=4),

@@ -1,4 +1,4 @@
-"""Every floatx and policy: the loss is Keras' own, the table that of float64."""
+"""Every floatx and policy: the loss equals Keras', the table that of float64."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ FLOATX = pytest.mark.parametrize(
 
 
 def trained(loss, callbacks, dtype, epochs=2):
-    """A model whose kernel stays what it is, and the losses of its epochs."""
+    """A model with a constant kernel, and the losses of its epochs."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype=dtype)])
     model.set_weights([np.eye(3, 4), np.zeros(4)])
     model.compile(keras.optimizers.SGD(0.0), loss, metrics=[SoftLabelAccuracy()])
@@ -107,7 +107,7 @@ def test_mixed_policies_where_the_floatx_is_float64(floatx, half):
 
 
 class Gram(keras.callbacks.Callback):
-    """M of the epoch, before GlobalSoftLabel makes a table of it."""
+    """M of the epoch, before GlobalSoftLabel updates the table."""
 
     def on_epoch_end(self, epoch, logs=None):
         self.value = view_of(self.model.loss.table.gram)
@@ -115,7 +115,7 @@ class Gram(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("floatx", ["float16", "bfloat16"], indirect=True)
 def test_the_evidence_of_an_epoch_grows_beyond_what_float16_holds(floatx):
-    """More samples of a class than 65,504, and than bfloat16 counts one by one."""
+    """More samples of a class than 65,504, and than bfloat16 can count by ones."""
     size = 2 * 80_000
     numbers = np.arange(size) % 2
     x = np.eye(2)[numbers].astype(floatx)

@@ -1,4 +1,4 @@
-"""Does it help on my images? The program for a folder of them, on folders made here."""
+"""examples/image_folder.py, on folders made here."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ QUICK += ["--batch-size", "8", "--network", "tiny"]
 
 @pytest.fixture
 def images(tmp_path):
-    """Three classes of ten pictures, each of a colour of its own, with noise."""
+    """Three classes of ten pictures; each class has its colour, with noise."""
     rng = np.random.default_rng(0)
     colours = {
         "red fox": [200, 40, 30],
@@ -101,7 +101,7 @@ def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
 
 
 def assert_whole(text, parts):
-    """The page is well-formed, has the parts, and fetches nothing."""
+    """The page is well-formed and self-contained, and has the parts."""
     tags, void = [], {"meta", "img", "br"}
 
     class Reader(HTMLParser):
@@ -233,7 +233,7 @@ def test_few_images_are_all_tested_and_many_are_not():
 
 
 def test_the_plan_says_what_so_many_test_images_can_show(images):
-    """Half the width of a 95 % interval if a quarter of them changes sides."""
+    """Half the width of a 95 % interval if the methods differ on a quarter of them."""
     found = folder.Survey({"a": 48, "b": 432}, 64)
     args = image_folder.parse_arguments([str(images), "--network", "tiny"])
     image_folder.complete(args, found)
@@ -295,7 +295,7 @@ def test_help_has_every_default_and_says_what_the_networks_are(capsys):
 
 
 def run_of(right, images, sure=2.0, trained=1.0, losses=(2.0, 1.0, 1.0, 1.0, 1.0)):
-    """Two classes; `right` says of which images; `sure` is the logit."""
+    """A run on two classes. `right` marks the correct images; `sure` is the logit."""
     labels = np.arange(len(right)) % 2
     taken = np.where(right, labels, 1 - labels)
     logits = sure * np.eye(2)[taken]
@@ -305,7 +305,7 @@ def run_of(right, images, sure=2.0, trained=1.0, losses=(2.0, 1.0, 1.0, 1.0, 1.0
 
 
 def runs_of(shares, size=400, **more):
-    """Runs that get these shares of their images right, each of images of its own."""
+    """Runs with these accuracies, each on its own images."""
     result = []
     for number, share in enumerate(shares):
         right = np.random.default_rng(number).permutation(size) < share * size
@@ -339,7 +339,7 @@ def test_the_wider_of_two_intervals_counts():
 
 
 def test_an_image_that_is_tested_twice_counts_once():
-    """Both runs alike: as many images as one run has, and no more certainty."""
+    """Two equal runs have the images of one run, and the same interval."""
     rng = np.random.default_rng(0)
     ours, other = (run_of(rng.random(50) < 0.7, np.arange(50)) for _ in range(2))
     once = answer.difference([ours], [other], answer.NLL)
@@ -413,14 +413,14 @@ def test_a_network_that_cannot_be_fine_tuned_gets_a_larger_learning_rate():
 
 
 def test_probabilities_decide_where_accuracy_does_not():
-    """The same images right; ours says how sure it is, plain training is too sure."""
+    """Both get the same images right; only plain training is overconfident."""
     half = np.arange(400) < 200
 
     def runs(sure):
         return [run_of(half, np.arange(400) + 400 * r, sure) for r in range(5)]
 
     def graded(run):
-        """As good a guess of what is wrong as there is: unsure of it."""
+        """Make the wrong predictions uncertain."""
         run.logits = run.logits * np.where(half, 3.0, 0.1)[:, None]
         return run
 

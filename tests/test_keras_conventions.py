@@ -1,4 +1,4 @@
-"""MixAvg does what Keras' own harness and the ways of its MixUp and CutMix expect."""
+"""MixAvg passes Keras' test harness and the tests of its MixUp and CutMix."""
 
 import json
 
@@ -16,7 +16,7 @@ ONE_HOT = np.eye(3, dtype="float32")[NUMBERS]
 
 
 def assert_averaged(x, y):
-    """A row of X tells its number, so a row of `x` the sum of those of its pair."""
+    """A row of X encodes its number, so a row of `x` encodes the sum over its pair."""
     x, y = (keras.ops.convert_to_numpy(part) for part in (x, y))
     assert x.shape == (6, 4) and y.shape == (6, 3)
     sums = x[:, 0] / 2  # the rows i and j of X begin with 4 i and 4 j

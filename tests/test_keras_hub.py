@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Kera
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 @pytest.mark.filterwarnings("ignore:`build\\(\\)` was called on layer")  # in 0.29
 def test_the_recipe_for_keras_hub_runs_by_itself(tmp_path, monkeypatch):
-    """Pasted into an empty file; it compares the tables before and after by itself."""
+    """Paste it into an empty file. The page itself compares the tables."""
     monkeypatch.chdir(tmp_path)
     code = "\n".join(BLOCK.findall(PAGE.read_text()))
     assert code.count("assert ") == 2

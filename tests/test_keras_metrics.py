@@ -63,7 +63,7 @@ LABELS = Labels()
 
 
 def identity_model(metric):
-    """A model whose predictions are its inputs; a weight of no use, which trains."""
+    """A model whose predictions are its inputs, with an unused trainable weight."""
     model = keras.Sequential(
         [keras.Input((CLASSES,)), keras.layers.Rescaling(1.0), Nothing()]
     )
@@ -81,7 +81,7 @@ class Nothing(keras.layers.Layer):
 
 
 def value(make, labels, renamed=False):
-    """What the metric says; None if it fails.
+    """The value of the metric; None if it fails.
 
     `renamed`: with the classes in the reverse order, in labels and in predictions.
     """
@@ -104,7 +104,7 @@ def word(right, result):
 
 
 def on_pairs(make):
-    """Right if it is the same for the same classes under other numbers."""
+    """Right if renumbering the classes does not change it."""
     result = value(make, LABELS.pairs)
     return word(result == pytest.approx(value(make, LABELS.pairs, True)), result)
 
@@ -115,14 +115,14 @@ def on_one_hot(make):
 
 
 def on_numbers(name, make):
-    """Right if it is what Keras' twin for one-hot labels says of these."""
+    """Right if it equals Keras' counterpart for one-hot labels."""
     twin = METRICS[name.removeprefix("Sparse")]
     result = value(make, LABELS.numbers)
     return word(result == pytest.approx(value(twin, LABELS.one_hot)), result)
 
 
 def one_then_the_other(name, make):
-    """Training on pairs and validation on class numbers, as our pages have it."""
+    """Training on pairs and validation on class numbers, as in the recipes."""
     twin = METRICS[name.removeprefix("Sparse")]
     model = identity_model(make())
     x, data = LABELS.predictions, (LABELS.predictions, LABELS.numbers)
@@ -169,7 +169,7 @@ ON_EVERY_BACKEND = ("SoftLabelAccuracy()", '"accuracy"', "TopKCategoricalAccurac
     [n if n in ON_EVERY_BACKEND else pytest.param(n, marks=ONCE) for n in METRICS],
 )
 def test_metrics_that_do_not_fit_the_validation_labels_are_named_with_the_remedy(name):
-    """With the callback on, just those that the page calls wrong or failing there."""
+    """The callback refuses exactly those that the page calls wrong or failing."""
     make = METRICS[name]
     fits = rows_of_the_page()[name][2] == "yes"  # class numbers
     model = identity_model(make())
@@ -194,7 +194,7 @@ def test_metrics_that_do_not_fit_the_validation_labels_are_named_with_the_remedy
 
 
 def two_headed_model(metrics):
-    """A head with global soft labels, one with class numbers all along."""
+    """One head has global soft labels, the other always class numbers."""
     inputs = keras.Input((CLASSES,))
     outputs = {
         name: keras.layers.Dense(CLASSES, name=name)(inputs)

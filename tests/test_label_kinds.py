@@ -1,6 +1,6 @@
-"""Every kind of label that a loader gives: right, or refused with the line that works.
+"""Every kind of label from a loader works, or the error shows the line that works.
 
-Whether MixAvg is told `num_classes`, and on arrays or a dataset; then the loss.
+With and without `num_classes`, on arrays and on a dataset; then in the loss.
 """
 
 import keras

@@ -1,4 +1,4 @@
-"""What is said when weights are loaded: only what is true."""
+"""Messages on loading weights are true."""
 
 import keras
 import numpy as np

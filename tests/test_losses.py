@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.core, pytest.mark.numerical]
 
 
 def attached_table(table, weight, collect="all"):
-    """A table with these values, switched on, of some model."""
+    """An enabled table with these values, attached to some model."""
     result = SoftLabelTable(collect=collect)
     result.build(len(table))
     result.table.assign(np.asarray(table, "float32"))
@@ -161,7 +161,7 @@ def test_a_disabled_table_neither_weighs_in_nor_collects(rng):
 
 
 def gradient(function, values, variables=()):
-    """Of `function` of `values`, which on JAX changes no other `variables`."""
+    """The gradient of `function` at `values`; on JAX no other `variables` change."""
     values = keras.ops.convert_to_tensor(values)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -284,7 +284,7 @@ def test_the_config_keeps_every_argument(weight):
 
 @keras.saving.register_keras_serializable(package="tests")
 class NoWayBack:
-    """Keras saves it, and cannot load it without `from_config`."""
+    """Keras saves it, but cannot load it without `from_config`."""
 
     def __call__(self, epoch):
         return 0.5

@@ -17,7 +17,7 @@ def drawn(layer, batch_size):
 
 
 def unique_batch(batch_size):
-    """Every sample has its own image, label and weight, all telling who it is."""
+    """Every sample has its own image, label and weight, which identify it."""
     numbers = np.arange(batch_size, dtype="float32")
     images = np.stack([numbers, 100 - numbers], axis=1)
     return images, np.eye(batch_size, dtype="float32"), 2 + numbers
@@ -340,7 +340,7 @@ def test_it_works_in_a_keras_pipeline(rng):
 
 
 def assert_made_of_its_own_samples(batch, samples):
-    """Images, labels and weights, each by the same one or two samples of `samples`."""
+    """Images, labels and weights come from the same one or two of `samples`."""
     images, labels, weights = unique_batch(samples)
     x, y, w = batch
     shares = y.sum(axis=1)
@@ -411,7 +411,7 @@ def test_a_seed_fixes_the_pairs_of_a_sequential_map():
     [("RandomFlip", "theirs"), ("RandomFlip", "ours"), ("RandAugment", "theirs")],
 )
 def test_it_works_beside_keras_cv_layers_in_one_map(rng, name, first):
-    """Averages of flips and flips of averages; an id that nobody touches."""
+    """Averages of flips and flips of averages; the ids do not change."""
     keras_cv = pytest.importorskip("keras_cv")
     arguments = {"value_range": (0, 255)} if name == "RandAugment" else {"seed": 1}
     theirs = getattr(keras_cv.layers, name)(**arguments)
@@ -777,7 +777,7 @@ def test_strings_ragged_and_sparse_tensors_are_refused(batch, message):
 
 
 class Frame:
-    """As a DataFrame is: a shape, no dtype, and a `repr` that fills the screen."""
+    """Like a DataFrame: a shape, no dtype, and a long `repr`."""
 
     shape = (6, 2)
 

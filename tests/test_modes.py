@@ -1,4 +1,4 @@
-"""Every way to run a step: the tables and weights equal those of reference.py."""
+"""However a step runs, tables and weights equal those of reference.py."""
 
 import functools
 
@@ -119,8 +119,8 @@ def mixed_precision(request):
 
 
 def test_mixed_precision_keeps_the_table_in_float32(rng, mixed_precision):
-    """Kernel and inputs are whole numbers over 8 and the steps 0: no rounding but that
-    of the logits, and of a softmax in float32."""
+    """Kernel and inputs are multiples of 1/8, and the learning rate is 0. So only the
+    logits are rounded, and a softmax in float32."""
     batches = [
         (np.round(4 * x) / 8, y, w)
         for x, y, w in averaged_batches(rng, sizes=SIZES, weighted=True)
@@ -158,7 +158,7 @@ def test_mixed_precision_with_huge_logits_stays_finite(rng, mixed_precision):
 
 @pytest.mark.parametrize("structure, soft", [(list, ("a", "c")), (dict, ("a",))])
 def test_several_outputs_have_a_table_each(rng, structure, soft):
-    """Three linear heads on one input: each is trained as if it were alone."""
+    """Three linear heads on one input; each trains as if it were alone."""
     names = ("a", "b", "c")
     kernels = {n: rng.normal(size=(FEATURES, CLASSES)) * 0.3 for n in names}
     heads = {n: averaged_batches(rng, sizes=(12, 12, 6)) for n in names}

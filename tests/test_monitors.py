@@ -1,4 +1,4 @@
-"""Keras' callbacks that monitor a value, with all metrics and logs of this package."""
+"""Keras' callbacks that monitor a value, with the metrics and logs of this package."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ LOGS = {"soft_label_confidence": max, "soft_label_entropy": min}
 
 
 def monitoring(name, folder, **arguments):
-    """Every callback of Keras that monitors, told to monitor one value."""
+    """Every Keras callback that monitors, set to one value."""
     return [
         keras.callbacks.EarlyStopping(name, patience=9, **arguments),
         keras.callbacks.ReduceLROnPlateau(name, patience=9, min_delta=0, **arguments),

@@ -1,4 +1,4 @@
-"""examples/training/on_device.py: batches that are made on the device, on JAX."""
+"""examples/training/on_device.py: batches made on the device, on JAX."""
 
 import inspect
 import json
@@ -59,7 +59,7 @@ def batches_of(name, images, labels, size, epoch=0, seed=0):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_label_has_the_shares_that_the_image_has(name):
-    """An image of class k is all of the colour 16 k, whatever the crop."""
+    """Images of class k have the colour 16 k throughout, whatever the crop."""
     labels = np.arange(64) % 8
     images = np.ones((64, 16, 16, 3), "uint8") * 16
     images *= labels[:, None, None, None].astype("uint8")
@@ -140,7 +140,7 @@ def test_a_run_that_is_resumed_equals_one_that_never_stopped(tmp_path, monkeypat
 
 
 def test_a_program_needs_no_tensorflow(tmp_path):
-    """In a process that cannot import it, with the images in a file of NumPy's."""
+    """In a process that cannot import it, with the images in a NumPy file."""
     (images, labels), test, names = cifar.load_digits()
     saved = tmp_path / "digits.npz"
     np.savez(

@@ -1,4 +1,4 @@
-"""Uses beside one plain `fit`: other tools, threads, another backend, debuggers."""
+"""Uses other than one plain `fit`: tools, threads, another backend, debuggers."""
 
 import contextlib
 import gc
@@ -47,12 +47,12 @@ def batches(rng):
 
 
 def classifier_of(X, y):
-    """What keras.wrappers.SKLearnClassifier calls. The same at each call."""
+    """The model for keras.wrappers.SKLearnClassifier, the same at each call."""
     return compiled(linear_model(np.eye(X.shape[1], y.shape[1])))
 
 
 def validated(jobs):
-    """The accuracy and the table of each fold, trained in so many processes."""
+    """The accuracy and the table of each fold, trained in this many processes."""
     from sklearn import model_selection
 
     rng = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def test_another_backend_evaluates_and_trains_on(tmp_path, rng):
 
 
 def train_one_step(model, x, y):
-    """One epoch of one batch: the table is that of the predictions before it."""
+    """One epoch of one batch: the table comes from the predictions before it."""
     before = model.loss.table.numpy()
     logits = model.predict(x, verbose=0).astype("float64")
     p = [reference.softmax(row) for row in logits]
@@ -276,7 +276,7 @@ def test_three_threads_train_a_model_each(rng):
 def test_void_pixels_of_no_weight_count_neither_in_the_loss_nor_in_the_table(
     rng, void, dtype
 ):
-    """Predictions (batch, height, width, classes); the labels of void are no class."""
+    """Predictions (batch, height, width, classes); void labels are not a class."""
     numbers = rng.integers(0, CLASSES, (6, 4, 3))
     images = np.eye(CLASSES, FEATURES)[numbers] + rng.normal(size=(6, 4, 3, FEATURES))
     kernel = rng.normal(size=(FEATURES, CLASSES)) * 0.3
@@ -326,7 +326,7 @@ def test_void_pixels_of_no_weight_count_neither_in_the_loss_nor_in_the_table(
 
 @contextlib.contextmanager
 def numbers_checked():
-    """The backend's own way to stop at the first number that is none."""
+    """How each backend stops at the first NaN."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Models that Keras loads without their loss, and what brings the table back."""
+"""Models that Keras loads without their loss, and how to restore the table."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 
 @keras.saving.register_keras_serializable(package="tests")
 class OwnCompile(keras.Sequential):
-    """Its `compile` has a default, as the tasks of KerasHub do; Keras loads it so."""
+    """Its `compile` has a default loss, with which Keras loads it, as in KerasHub."""
 
     def compile(self, optimizer="sgd", loss="mse", **options):
         super().compile(optimizer, loss, **options)

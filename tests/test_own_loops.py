@@ -1,4 +1,4 @@
-"""Training steps and loops of one's own, in the forms of Keras' guides."""
+"""Custom training steps and loops, as in Keras' guides."""
 
 import gc
 import weakref
@@ -55,7 +55,7 @@ def assert_trained(model, callback, kernel, batches, epochs):
 
 
 def run_loop(callbacks, epochs, batches, step):
-    """As Keras' guides have it."""
+    """As in Keras' guides."""
     callbacks.on_train_begin()
     for epoch in range(epochs):
         callbacks.on_epoch_begin(epoch)
@@ -189,7 +189,7 @@ def test_a_loss_that_jax_traces_by_itself_says_what_to_call(batches, kernel):
 
 
 def update_metrics(model, loss, y, y_pred):
-    """Each of `self.metrics`, as the guides do."""
+    """Update each of `self.metrics`, as in the guides."""
     for metric in model.metrics:
         if metric.name == "loss":
             metric.update_state(loss)
@@ -339,7 +339,7 @@ def test_two_steps_of_the_optimizer_a_batch_bring_no_warning(batches, kernel):
 
 @pytest.mark.skipif(BACKEND == "jax", reason="a step in the form of the others")
 def test_a_second_model_with_an_optimizer_of_its_own(batches, kernel):
-    """As a GAN has it: each step trains a generator first, then the classifier."""
+    """Like a GAN: each step trains a generator first, then the classifier."""
 
     generator, other_optimizer = [keras.Variable([1.0])], keras.optimizers.Adam()
     other_optimizer.build(generator)
@@ -357,7 +357,7 @@ def test_a_second_model_with_an_optimizer_of_its_own(batches, kernel):
 
 
 class GuidesDistiller(keras.Model):
-    """In the form of Keras' guide: the losses are attributes."""
+    """As in Keras' guide: the losses are attributes."""
 
     def __init__(self, student, teacher):
         super().__init__()
@@ -472,7 +472,7 @@ def test_the_table_can_be_read_in_every_hook(batches, kernel):
 
 
 class CountingLoss(SoftLabelCrossentropy):
-    """Python comes by once for each trace of TensorFlow and JAX."""
+    """TensorFlow and JAX run this once for each trace."""
 
     calls = 0
 

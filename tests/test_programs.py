@@ -64,7 +64,7 @@ def assert_complete(out, table):
 
 
 def test_the_smoke_data_of_tiny_imagenet_are_its_archives(tmp_path):
-    """What comes after is the run of cifar.py."""
+    """The rest is the run of cifar.py."""
     arguments = ["--smoke", "--out", str(tmp_path / "out")]
     args = tiny_imagenet.parse_arguments(arguments)
     training, test, names = tiny_imagenet.load(args)
@@ -81,7 +81,7 @@ def refused_for(arguments, reason, capsys):
 
 
 def three_runs(*arguments):
-    """A run to its end, one that is to be stopped, and what its message says."""
+    """A whole run, a run to be stopped, and the command of its message."""
     tf.config.run_functions_eagerly(True)  # three graphs cost more than the few steps
     cifar.main([*arguments, "--out", "whole"])
     keras.utils.clear_session()
@@ -137,7 +137,7 @@ def test_a_smoke_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def assert_the_same(out, other):
-    """Two runs: every epoch's figures, and the weights."""
+    """Compare the figures of every epoch, and the weights."""
     logs = []
     for folder in (out, other):
         with open(folder / "history.csv") as file:
@@ -188,7 +188,7 @@ def run_on_two_devices(*arguments):
 
 
 def test_cifar_trains_on_two_devices_in_mixed_precision(tmp_path):
-    """In a process of its own: TensorFlow's collectives are of the whole process."""
+    """In a new process, since TensorFlow's collectives belong to the whole process."""
     write_cifar10(tmp_path / "tfds", train=40, test=20)
     flags = ["--data-dir", str(tmp_path / "tfds"), "--network", "tiny", "--quiet"]
     flags += ["--epochs", "1", "--batch-size", "20", "--devices", "2"]

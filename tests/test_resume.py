@@ -1,4 +1,4 @@
-"""Nothing is lost: backups, checkpoints, whole models, kills, damaged files."""
+"""Backups, checkpoints, whole models, kills and damaged files lose nothing."""
 
 import errno
 import json
@@ -81,14 +81,14 @@ def everything(model):
 
 
 def assert_same(one, other):
-    """What is read back as it was written."""
+    """The state that a file restores exactly."""
     assert one.keys() == other.keys() and set(SAVED) <= one.keys()
     for name, value in one.items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 def assert_trained_alike(one, other):
-    """Two runs, each compiled by itself."""
+    """Compare two runs, each compiled by itself."""
     assert one.keys() == other.keys() and set(SAVED) <= one.keys()
     for name, value in one.items():
         assert_close(value, other[name], trained=True, of=name)
@@ -96,7 +96,7 @@ def assert_trained_alike(one, other):
 
 @pytest.fixture(scope="module")
 def whole():
-    """What a run becomes that is never killed."""
+    """The result of a run that is never killed."""
     model = new_model()
     fit(model, training_batches(), [GlobalSoftLabel()])
     return everything(model)
@@ -107,7 +107,7 @@ class Killed(Exception):
 
 
 class Kill(keras.callbacks.Callback):
-    """End the run when batch `batch` of epoch `epoch` is done."""
+    """End the run after batch `batch` of epoch `epoch`."""
 
     def __init__(self, epoch, batch):
         super().__init__()
@@ -155,8 +155,8 @@ def test_resume_from_an_epochs_backup_is_as_if_never_killed(
 def test_resume_from_a_backup_amid_an_epoch_has_all_that_was_saved(
     batches, tmp_path, order
 ):
-    """Keras begins such an epoch anew, with the weights of its middle: the same as one
-    that never stopped, but that saw the first batches of that epoch twice."""
+    """Keras repeats such an epoch from its first batch, with the weights of its middle:
+    the same as a run that saw the first batches of that epoch twice."""
 
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, save_freq=2)
@@ -283,8 +283,8 @@ def saved_model(rng, tmp_path):
 
 @pytest.fixture(scope="module")
 def fresh_process(tmp_path_factory):
-    """A saved model, what a process without and then with the package makes of it, and
-    the predictions of the model before it trains on here."""
+    """A saved model, the results of a process without and then with the package, and
+    the predictions of the model before it trains further here."""
     folder = tmp_path_factory.mktemp("fresh")
     model = new_model()
     ((x, y, _),) = averaged_batches(np.random.default_rng(0), sizes=(29,))
@@ -578,7 +578,7 @@ def spoilt(batches, part, value, places=np.s_[::4]):
 
 @pytest.mark.parametrize("collect", ["all", "correct"])
 def test_bad_samples_are_left_out_and_counted(rng, collect):
-    """Seven kinds of them, each in places of its own."""
+    """Seven kinds of them, each at its own places."""
     kernel = rng.normal(size=(FEATURES, CLASSES)).astype("float32")
     model = linear_model(kernel)
     model.compile(StandStill(), SoftLabelCrossentropy(from_logits=True))
@@ -611,7 +611,7 @@ def test_bad_samples_are_left_out_and_counted(rng, collect):
     ],
 )
 def test_rows_sum_to_one_whatever_the_weights_and_labels(batches, weight, scale):
-    """No weight at all, tiny and huge ones; labels that sum to 0, 0.3 and 7."""
+    """Zero, tiny and huge weights; labels that sum to 0, 0.3 and 7."""
     strange = [
         (x, scale * y, np.full(len(x), weight, "float32")) for x, y, _ in batches
     ]

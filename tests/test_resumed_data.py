@@ -1,4 +1,4 @@
-"""The recipe of docs/seeds.md: a run that is killed goes on as if it never was."""
+"""The recipe of docs/seeds.md: a killed run resumes as if it had never stopped."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def kill(epoch, logs):
 
 
 def recipe():
-    """The names that the code of the page defines, up to its model."""
+    """The names that the code of the page defines before its model."""
     code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[-1]
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(30, 4, 4, 3)).astype("float32")

@@ -34,7 +34,7 @@ def batch_of(rng, shape=(6, 9, 14, 3)):
 
 
 def pasted(images, labels, partners, weight, centre):
-    """CutMix of a batch: `rand_bbox` of the authors, and their labels."""
+    """CutMix of a batch, with the authors' `rand_bbox` and labels."""
     height, width = images.shape[1:3]
     half_height = int(height * math.sqrt(1 - weight)) // 2
     half_width = int(width * math.sqrt(1 - weight)) // 2
@@ -74,7 +74,7 @@ def test_mixup_has_one_weight_for_the_batch(rng):
 
 
 def label_shares(method, batches=300):
-    """The largest share in the labels of each batch, and its spread in the batch."""
+    """The largest entry in the labels of each batch, and its spread."""
     images = np.zeros((16, 8, 8, 3), "uint8")
     data = tf.data.Dataset.from_tensors((images, np.arange(16) % 8)).repeat(batches)
     labels = np.stack(
@@ -130,7 +130,7 @@ def test_a_method_takes_its_own_options_alone(capsys):
 
 
 def test_whole_images_end_the_training():
-    """By the epoch that the callback tells, in the batches that `fit` trains on."""
+    """By the epoch from the callback, in the batches of `fit`."""
 
     class Last(METHODS["mixup"]):
         mixed_share = 0.5
@@ -163,7 +163,7 @@ def test_held_out_images_are_the_same_for_every_seed_and_never_trained_on():
 @pytest.mark.usefixtures("eagerly")
 @pytest.mark.filterwarnings("ignore:Even though")  # that tf.data keeps its graphs
 def test_plain_training_stopped_early_ends_with_the_best_validation_nll(tmp_path, rng):
-    """On labels that are noise: the best epoch is an early one."""
+    """With random labels the best epoch is an early one."""
     images = rng.integers(0, 256, (100, 8, 8, 3)).astype("uint8")
     labels = rng.integers(0, 10, 100)
     names = [str(number) for number in range(10)]

@@ -1,5 +1,5 @@
-"""Each way in which Keras saves, loads, copies or hands out state, as docs/saving.md
-lists them. What survives a kill is in test_resume.py."""
+"""How Keras saves, loads, copies and returns state, as listed in docs/saving.md.
+test_resume.py has the kills."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""Losses made of SoftLabelCrossentropy by overriding `call`, on every backend."""
+"""Subclasses of SoftLabelCrossentropy that override `call`, on every backend."""
 
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ def expected(kind, goals, logits):
 @pytest.mark.parametrize("kind", [Focal, Poly1, Temperature, Asymmetric])
 @pytest.mark.parametrize("numbers", [False, True])
 def test_call_of_a_subclass_gets_the_combined_targets(kind, numbers):
-    """The learning rate is 0, so that only the table changes what the loss is."""
+    """The learning rate is 0, so that only the table changes the loss."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
     model.compile(keras.optimizers.SGD(0.0), kind(4, WEIGHT, from_logits=True))
     callback = GlobalSoftLabel(fade_out=0, collect="all")

@@ -1,4 +1,4 @@
-"""The Tiny-ImageNet dataset: conventions of TFDS, and archives that are broken."""
+"""The Tiny-ImageNet dataset: conventions of TFDS, and broken archives."""
 
 import sys
 import zipfile
@@ -32,7 +32,7 @@ def run_pytest(test):
 
 
 def test_the_tfds_conventions_are_kept(tmp_path):
-    """TFDS' own test case, on the dummy data; in a process of its own."""
+    """TFDS' own test case on the dummy data, in a new process."""
     test = EXAMPLES / "datasets/tiny_imagenet/tiny_imagenet_dataset_builder_test.py"
     assert " passed" in processes.run(run_pytest, test, folder=tmp_path)
 
@@ -72,7 +72,7 @@ def test_the_subset_at_hand(tmp_path):
 
 
 def changed(path, target, name=None, text=None, extra=None):
-    """Copy an archive without or with another member `name`, and with `extra`."""
+    """Copy an archive without the member `name`, or with a new one, and with `extra`."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         for member in old.namelist():
             if name is None or not member.endswith(name):

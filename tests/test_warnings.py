@@ -1,21 +1,20 @@
-"""Every warning of the package: ways that bring it, and near ones that must not.
+"""Every warning of the package: cases that cause it once, and similar ones that do not.
 
-A table: what brings which warning, once, and what brings none. Other files have more
-ways, each under the name of its behaviour:
+Other files have more cases, in tests named for their behaviour:
 
 - token ids:
   `test_inputs_like_token_ids_bring_one_warning`
   `test_images_and_quantities_bring_no_warning`
-- a table that did not come:
+- a model loaded without its table:
   `test_a_model_that_loses_its_table_warns_once`
-- a table that starts anew:
+- a table that starts again:
   `test_a_new_loss_starts_anew_and_the_same_one_goes_on`
 - no step:
   `test_a_compute_loss_that_never_calls_the_loss_warns`
   `test_two_steps_of_the_optimizer_a_batch_bring_no_warning`
 - metrics of one class:
   `test_plain_accuracy_on_pairs_is_noticed_once`
-- samples left out:
+- excluded samples:
   `test_bad_samples_are_left_out_and_counted`
   `test_class_numbers_that_do_not_exist_are_left_out_and_counted`
 - not faded:
@@ -34,7 +33,7 @@ ways, each under the name of its behaviour:
 - beyond float32:
   `test_evidence_beyond_float32_leaves_the_table_and_says_so`
   `test_rows_sum_to_one_whatever_the_weights_and_labels`
-- an untold epoch:
+- an unknown epoch:
   `test_a_callback_that_no_fit_has_is_warned_of`
 """
 
@@ -261,7 +260,7 @@ def accuracy_of_smoothed_pairs(folder, patch):
 
 
 def accuracy_of_other_soft_labels(folder, patch):
-    """Smoothed; a mixture of two; pairs without any weight. Each has one top class."""
+    """Smoothed labels, mixtures, pairs without weight: each has one top class."""
     train(new_model(metrics=["accuracy"]), 0.9 * Y + 0.025)
     train(new_model(metrics=["accuracy"]), 0.7 * Y + 0.3 * np.roll(Y, 1, axis=0))
     y = np.concatenate([Y[:6], PAIRS[6:]])
@@ -285,7 +284,7 @@ def a_class_without_weight(folder, patch):
 
 
 def evidence(weight):
-    """Three batches of one class, of which none alone is beyond float32."""
+    """Three batches of one class. None of them alone exceeds float32."""
     model, weights = new_model(), np.full(12, weight, "float32")
     y_pred, y_true = np.zeros((12, 4), "float32"), np.eye(4)[np.zeros(12, int)]
     steps = [lambda: model.loss(y_true, y_pred, weights)] * 3

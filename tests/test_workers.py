@@ -1,6 +1,6 @@
 """MixAvg in the threads and worker processes of data loaders.
 
-Every sample's label tells who it is, so the labels of a batch say its pairs.
+Every sample has its own label, so the labels of a batch identify its pairs.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ SAMPLES = list(zip(X, Y, strict=True))
 
 
 def pairs(batch):
-    """The averaged labels of a batch, as bytes; wrong averages are seen first."""
+    """The averaged labels of a batch, as bytes. Checks the averages first."""
     x, y = (np.asarray(part) for part in batch)
     np.testing.assert_array_equal(y.sum(axis=1), 1)
     np.testing.assert_allclose(x, y @ X)
@@ -189,7 +189,7 @@ if __name__ == "__main__":
 
 
 def run_program(program, tmp_path, backend="numpy"):
-    """In a process of its own: the workers of pytest's would be pytest too."""
+    """In a new process: workers of pytest's own process would be pytest too."""
     if keras.backend.backend() != "tensorflow":
         pytest.skip("the same processes whatever the backend here: once is enough")
     file = tmp_path / "program.py"
@@ -217,7 +217,7 @@ WAYS = [("fork", False), ("forkserver", True)]
 @pytest.mark.once
 @pytest.mark.parametrize("backend, cases", [("numpy", WAYS), ("torch", WAYS[:1])])
 def test_workers_of_a_torch_data_loader_draw_their_own_pairs(tmp_path, backend, cases):
-    """Forked, or made of a pickle as `spawn` does it, but imported only once."""
+    """Forked, or unpickled as with `spawn`, but imported only once."""
     pytest.importorskip("torch")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here")

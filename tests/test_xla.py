@@ -28,7 +28,7 @@ def to_numpy(dataset):
     "dtype, drop_remainder", [("uint8", True), *((dtype, False) for dtype in DTYPES)]
 )
 def test_compiled_maps_give_what_uncompiled_ones_do(monkeypatch, dtype, drop_remainder):
-    """The reference, from the labels: every sample's is its number."""
+    """The reference, from the labels, which number the samples."""
     _, data, mapped = batches(dtype, drop_remainder)
     compiled = to_numpy(mapped)
     for (x, y), (mixed, labels) in zip(to_numpy(data), compiled, strict=True):
@@ -96,7 +96,7 @@ def test_xla_counts_as_missing_when_it_fails(monkeypatch):
 
 
 def test_numbers_may_be_checked_from_any_moment_on():
-    """`enable_check_numerics` adds operations that XLA does not have."""
+    """`enable_check_numerics` adds operations that XLA lacks."""
     data = tf.data.Dataset.from_tensors((np.ones((4, 3), "float32"), np.arange(4)))
     list(data.apply(MixAvg(num_classes=4)))
     tf.debugging.enable_check_numerics()

@@ -1,10 +1,9 @@
-"""How far two results that should be the same may be apart, per dtype.
+"""How much two results that should be the same may differ, for each dtype.
 
-Exact, in the tests, is what one compiled function makes of the same bytes twice in one
-process, what is read back as it was written, integers, the draws of generators that
-count, and the average of two numbers, which is rounded once. Everything else depends
-on the processor: on the width of its vectors, on the threads that share a sum, and on
-how a function came to be compiled.
+Exact in the tests are: the results of one compiled function on the same bytes in one
+process, contents of a file read back, integers, the draws of counter-based generators,
+and the average of two numbers, which is rounded once. Everything else depends on the
+processor: the width of its vectors, the threads that share a sum, and the compilation.
 """
 
 import numpy as np
@@ -21,7 +20,7 @@ TOLERANCES = {
 
 
 def assert_close(actual, expected, dtype="float32", trained=False, of=""):
-    """That two results of computations in `dtype` are the same, `of` what is said."""
+    """Assert that two results computed in `dtype` are the same. `of` names them."""
     tolerance = TOLERANCES[dtype][trained]
     np.testing.assert_allclose(
         actual, expected, rtol=tolerance, atol=tolerance, err_msg=of
@@ -29,6 +28,6 @@ def assert_close(actual, expected, dtype="float32", trained=False, of=""):
 
 
 def close(expected, dtype="float32", trained=False):
-    """What equals a float that is the same as `expected`."""
+    """An object that equals every float that is the same as `expected`."""
     tolerance = TOLERANCES[dtype][trained]
     return pytest.approx(expected, rel=tolerance, abs=tolerance)
