@@ -72,7 +72,7 @@ def test_the_subset_at_hand(tmp_path):
 
 
 def changed(path, target, name=None, text=None, extra=None):
-    """Copy an archive without the member `name`, or with a new one, and with `extra`."""
+    """Copy an archive, with the member `name` removed or replaced, and `extra`."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         for member in old.namelist():
             if name is None or not member.endswith(name):
