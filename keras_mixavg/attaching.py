@@ -82,13 +82,12 @@ def num_classes_of(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | 
 
 
 def forget_other_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) -> None:
-    """Remove the tables of losses that the model was compiled with before."""
-    tables = [loss.table for loss in losses.values()]
+    """Remove the tables of losses that the model was compiled with earlier."""
+    own = {id(loss.table) for loss in losses.values()}
     others = {
         attribute: value
         for attribute, value in vars(model).items()
-        if isinstance(value, SoftLabelTable)
-        and not any(value is table for table in tables)
+        if isinstance(value, SoftLabelTable) and id(value) not in own
     }
     for attribute, table in others.items():
         untrack_metric(model, attribute, table)
@@ -124,7 +123,7 @@ def warn_of_new_tables(losses: dict[str, SoftLabelCrossentropy]) -> None:
 
 
 def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -> bool:
-    """Make the tables metrics of the model. Whether its steps must be recompiled."""
+    """Make the tables metrics of the model. True if its steps must be recompiled."""
     changed = False
     for name, loss in losses.items():
         attribute, table = _attribute(name), loss.table

@@ -106,8 +106,8 @@ class CurrentEpoch(keras.callbacks.Callback):
         if self._iterations_outside_fit == 3:  # Keras reads a batch before `fit` too
             warnings.warn(
                 "Three iterations of a dataset had the pairs and the rate of epoch "
-                f"{self._epoch}, since no `fit` had its CurrentEpoch as a callback. "
-                "If they were epochs of `fit`, pass it: model.fit(..., "
+                f"{self._epoch}, since no `fit` with its CurrentEpoch was running. If "
+                "they were epochs of `fit`, pass it: model.fit(..., "
                 "callbacks=[epoch]).",
                 stacklevel=2,
             )

@@ -226,7 +226,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         state = {OLD_NAMES.get(n, n): np.array(store[n]) for n in store.keys()}
         epoch = int(state.pop("epoch", -1))
         if state:
-            check_state(state, self.num_classes)
+            _check_state(state, self.num_classes)
         elif self.num_classes is not None:
             state = initial_state(self.num_classes)
         self._refused = False
@@ -283,7 +283,7 @@ def initial_state(num_classes: int) -> dict[str, np.ndarray]:
     return {"table": identity, "cross": zeros, "gram": zeros, "steps": np.zeros(())}
 
 
-def check_state(state: dict[str, np.ndarray], num_classes: int | None) -> None:
+def _check_state(state: dict[str, np.ndarray], num_classes: int | None) -> None:
     """Raise unless a file holds a complete table with the model's classes."""
     advice = "The file is damaged, or of another version. Load an earlier one."
     if set(state) != set(SAVED):

@@ -349,7 +349,7 @@ def test_a_rate_of_the_epoch_is_refused_where_no_epoch_is_known():
         lambda: batches().map(layer),
         lambda: batches().apply(layer),
     ):
-        with pytest.raises(ValueError, match="told the epoch.*CurrentEpoch()"):
+        with pytest.raises(ValueError, match="needs the epoch.*CurrentEpoch()"):
             call()
     np.testing.assert_array_equal(layer(x, y, training=False)[1], np.eye(3, SAMPLES))
 

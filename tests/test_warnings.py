@@ -405,7 +405,7 @@ def jax_traces_the_loss_after_training(folder, patch):
 ANEW = "was compiled with a new SoftLabelCrossentropy since"
 ONE_CLASS = "counts only the lower class number of an averaged pair"
 LEFT_OUT = "left out of the soft-label table in epoch 0"
-UNTOLD = "no `fit` had its CurrentEpoch as a callback"
+UNTOLD = "no `fit` with its CurrentEpoch was running"
 NO_STEP = "Epoch 0 trained without the global soft labels"
 
 BRING = [
