@@ -100,7 +100,7 @@ WAYS = {
         {"steps_per_epoch": 2, "initial_epoch": 3},
         lambda e: mix(raw().repeat(), e).prefetch(8),
     ),
-    "a generator without end, `steps_per_epoch`": (
+    "an endless generator, `steps_per_epoch`": (
         {"steps_per_epoch": 4},
         lambda e: mix(generated(raw().repeat), e).prefetch(8),
     ),
