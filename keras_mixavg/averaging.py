@@ -41,7 +41,7 @@ def average_entries(
     if partners is not None:
         partners = ops.convert_to_tensor(partners)
 
-    def average(leaf: Any, role: str, classes: Any) -> Tensor:
+    def of_leaf(leaf: Any, role: str, classes: Any) -> Tensor:
         tensor = ops.convert_to_tensor(leaf)
         if role == "images":
             result = average_images(tensor, partners, ops)
@@ -51,7 +51,7 @@ def average_entries(
             result = average_weights(tensor, partners, ops)
         return _of_library(leaf, result) if ops is OnHost else result
 
-    return map_entries(average, entries, num_classes)
+    return map_entries(of_leaf, entries, num_classes)
 
 
 def average_images(x: Tensor, partners: Tensor | None, ops: Any) -> Tensor:
@@ -63,7 +63,7 @@ def average_images(x: Tensor, partners: Tensor | None, ops: Any) -> Tensor:
     if partners is None:
         return x if dtype == "uint8" or is_float(dtype) else ops.cast(x, "float32")
 
-    def average(x: Tensor, partners: Tensor) -> Tensor:
+    def midpoint(x: Tensor, partners: Tensor) -> Tensor:
         if dtype == "uint8":
             partner_values = ops.numpy.take(x, partners, axis=0)
             return equations.average_of_bytes(x, partner_values, ops.numpy)
@@ -72,8 +72,8 @@ def average_images(x: Tensor, partners: Tensor | None, ops: Any) -> Tensor:
         return ops.cast(mean, x.dtype) if is_float(dtype) else mean
 
     if ops.name == "tensorflow" and in_tf_graph():
-        return _compiled(average, x, partners)
-    return average(x, partners)
+        return _compiled(midpoint, x, partners)
+    return midpoint(x, partners)
 
 
 def average_labels(
