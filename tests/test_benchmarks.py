@@ -248,7 +248,7 @@ backend = "none"
         text=True,
     )
     assert result.returncode != 0
-    assert "1 of 3 runs are there" in result.stdout
+    assert "1 of 3 runs are in" in result.stdout
     assert "digits/other name-3: " in result.stdout, result.stdout
     assert "1 to go, about" in result.stdout
     assert "1 runs failed: digits/fails-3" in result.stderr

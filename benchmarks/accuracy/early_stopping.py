@@ -44,7 +44,7 @@ def plateau():
 
 
 FOLLOWS = '`fade_out="learning_rate"`, plateau, stopped'
-# By name: whether on pairs, and the callbacks of its one or two fits.
+# By name: whether it trains on pairs, and the callbacks of its one or two fits.
 WAYS = {
     "plain training, stopped": (False, [lambda: [stopping()]]),
     "plain training, plateau, stopped": (False, [lambda: [plateau(), stopping()]]),
@@ -72,11 +72,11 @@ WAYS = {
     "defaults, all epochs": (True, [lambda: [GlobalSoftLabel()]]),
     "plain training, all epochs": (False, [lambda: []]),
 }
-LENGTHS = (EPOCHS, 20)  # of a first and of a second fit
+LENGTHS = (EPOCHS, 20)  # epochs of the first and of the second fit
 
 
 def split_of(seed, wrong):
-    """Images and labels to train on, to stop by, and to test."""
+    """Images and labels for training, validation and test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -104,7 +104,7 @@ def network():
 
 
 def run(way, seed, wrong, epochs):
-    """One training, and its figures on the test images."""
+    """One run, and its scores on the test images."""
     on_pairs, fits = WAYS[way]
     keras.utils.set_random_seed(seed)
     train, validation, test = split_of(seed, wrong)

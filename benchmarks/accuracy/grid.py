@@ -49,7 +49,7 @@ GRIDS = FOLDER / "grids"
 RUNS = FOLDER / "results/accuracy.jsonl"
 REQUIRED = {"title", "seeds", "baselines", "settings", "methods"}
 KNOWN = REQUIRED | {"common", "plots", "anchors", "choice"}
-PLACES = ("out", "data_dir", "arrays", "archive")  # of one machine
+PLACES = ("out", "data_dir", "arrays", "archive")  # paths, which are not recorded
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Run:
 
 
 def read(path, smoke=False, results=RUNS):
-    """The grid's dict, and its runs in the order in which they are to be done.
+    """The grid's dict, and its runs, in order.
 
-    First those that choose options; those of a method whose options are not chosen yet
-    are missing. Finished runs are looked up in `results`.
+    The runs that choose options come first. A method has no other runs before its
+    options are chosen. `results` is the file of finished runs.
     """
     with open(path, "rb") as file:
         grid = tomllib.load(file)
@@ -83,10 +83,10 @@ def read(path, smoke=False, results=RUNS):
     last, few = ({"smoke": True}, {"held-out": 300}) if smoke else ({}, {})
     done = finished(results) if open_methods else {}
     choosing, comparing = [], []
-    for setting, of in grid["settings"].items():
-        how = {**grid.get("choice", {}), **of.pop("choice", {}), **few}
-        for method, options in grid["methods"].items():
-            options = {**grid.get("common", {}), **of, **options, **last}
+    for setting in grid["settings"]:
+        how = {**choice_of(grid, setting), **few}
+        for method in grid["methods"]:
+            options = {**options_of(grid, setting, method), **last}
             if "choose" in options:
                 runs, options = choice(setting, method, options, how, done)
                 choosing += runs
@@ -96,8 +96,21 @@ def read(path, smoke=False, results=RUNS):
     return grid, choosing + comparing
 
 
+def options_of(grid, setting, method):
+    """The options of a method in a setting; later tables win."""
+    tables = grid.get("common", {}), grid["settings"][setting], grid["methods"][method]
+    options = {name: value for table in tables for name, value in table.items()}
+    options.pop("choice", None)
+    return options
+
+
+def choice_of(grid, setting):
+    """Seeds and number of held-out images by which a setting chooses options."""
+    return {**grid.get("choice", {}), **grid["settings"][setting].get("choice", {})}
+
+
 def choice(setting, method, options, how, done):
-    """The runs that choose between the options of a method, and what they chose.
+    """The runs that choose between the options of a method, and the chosen options.
 
     Returns:
         `(runs, options)`, with None for options while runs are missing.
@@ -122,7 +135,7 @@ def choice(setting, method, options, how, done):
 
 
 def key(options, seed):
-    """What makes a run the run that it is; 1 and 1.0 are the same."""
+    """Identifies a run. 1 and 1.0 are the same."""
     same = {
         name: float(value) if type(value) is int else value
         for name, value in options.items()
@@ -140,10 +153,10 @@ def finished(path=RUNS):
 
 
 def append(line, path=RUNS):
-    """Add a run, whole or not at all, unless it is there; whether it was added.
+    """Add the line of a run unless it is there. Returns whether it was added.
 
-    Other processes wait for the file meanwhile. What one that died has left of a line
-    is cut off.
+    Other processes wait for the file meanwhile. A truncated line, of a process that
+    died, is cut off.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -162,7 +175,7 @@ def append(line, path=RUNS):
 
 
 def flags(options):
-    """Options as the program's command line has them."""
+    """Options as flags of the program."""
     result = []
     for name, value in options.items():
         if value is not False:
@@ -171,7 +184,7 @@ def flags(options):
 
 
 def arguments(options):
-    """`(program, args)`: the module, and its arguments, of a run's options."""
+    """`(program, args)`: the module that the options name, and its arguments."""
     if "backend" in options:
         os.environ["KERAS_BACKEND"] = options["backend"]
     import cifar  # which imports Keras
@@ -186,7 +199,7 @@ def arguments(options):
 
 
 def train(run, places, path):
-    """Train with the example program, and append what came of it."""
+    """Train with the example program, and append the result."""
     folder = Path("runs") / f"grid-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     more = {"seed": run.seed, "out": folder, "quiet": True, **places}
@@ -210,7 +223,7 @@ def train(run, places, path):
 
 
 def short(history):
-    """Columns that are not empty, in six digits; None for what is missing."""
+    """The columns that are not empty, in six digits, with None for missing values."""
     return {
         name: [None if value != value else float(f"{value:.6g}") for value in values]
         for name, values in history.items()
@@ -237,7 +250,7 @@ class TimeLeft:
 
 
 def run_all(todo, args):
-    """Each in a process of its own, some at a time; returns the names that failed."""
+    """Run each in its own process, `--jobs` at a time; returns those that failed."""
     time_left, cores, failed = TimeLeft(todo, args.jobs), SimpleQueue(), []
     for core in range(args.jobs):
         cores.put(core)
@@ -247,7 +260,7 @@ def run_all(todo, args):
         if key(run.options, run.seed) in finished(args.results):
             cores.put(core)
             time_left.waiting.remove(run)
-            return print(f"{run.name}: it is there by now", flush=True)
+            return print(f"{run.name}: another process has done it", flush=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--run", run.name]
         command += ["--core", str(core)]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -272,14 +285,14 @@ def parse_arguments():
     add = parser.add_argument
     # fmt: off
     add("grid", type=Path)
-    add("--data-dir", help="where TFDS has, or puts, the data")
-    add("--arrays", help="the data in one file, see cifar.py --help")
-    add("--archive", help="of Tiny-ImageNet, for runs of that program")
+    add("--data-dir", help="the data directory of TFDS")
+    add("--arrays", help="a file with the data, see cifar.py --help")
+    add("--archive", help="of Tiny-ImageNet")
     add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     add("--results", type=Path, help="default: results/accuracy.jsonl beside this file")
-    add("--setting", help="only the runs of this one")
+    add("--setting", help="run only this setting")
     add("--smoke", action="store_true",
-        help="every run of the grid, but two epochs on digits, into runs/smoke.jsonl")
+        help="every run of the grid for two epochs on digits, into runs/smoke.jsonl")
     add("--run", help=argparse.SUPPRESS)  # one run, in this process
     add("--core", type=int, help=argparse.SUPPRESS)
     # fmt: on
@@ -302,14 +315,14 @@ def main():
         places = {name: place for name, place in places.items() if place}
         return train(run, places, args.results)
     start, failed = time.perf_counter(), []
-    while True:  # again when the options of a method have been chosen
+    while True:  # again once the options of all methods are chosen
         _, runs = read(args.grid, args.smoke, args.results)
         if args.setting:
             runs = [run for run in runs if run.setting == args.setting]
         done = finished(args.results)
         todo = [run for run in runs if key(run.options, run.seed) not in done]
         counts = f"{len(runs) - len(todo)} of {len(runs)} runs"
-        print(f"{counts} are there, in {args.results}", flush=True)
+        print(f"{counts} are in {args.results}", flush=True)
         if failed or not todo:
             break
         failed = run_all(todo, args)

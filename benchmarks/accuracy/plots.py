@@ -31,7 +31,7 @@ def is_ours(method):
 
 
 def styles(methods):
-    """How to draw the line of each method: four stand out, the rest is grey."""
+    """The line style of each method: four have colours, the rest is grey."""
     mixup = next((name for name in tables.of_either("mixup") if name in methods), None)
     colours = {PLAIN: "k", mixup: "C0", PAIRS: "C4", OURS: "C1"}
     grey = {"color": "0.8", "lw": 1, "marker": ""}
@@ -46,9 +46,9 @@ def styles(methods):
 
 
 def draw_accuracy(found):
-    """Every run, and the mean of each method: its accuracy, and its NLL.
+    """Accuracy and NLL: a dot for each run, a bar for the mean of each method.
 
-    A row for either, and a column for each setting; of one setting side by side.
+    A row for each score and a column for each setting; one setting has one row.
     """
     names = [m for m in next(iter(found.values())) if any(s[m] for s in found.values())]
     rows, columns = (1, 2) if len(found) == 1 else (2, len(found))
@@ -60,7 +60,7 @@ def draw_accuracy(found):
         squeeze=False,
         layout="constrained",
     )
-    figure.suptitle("Which method is the most accurate, and which has the best NLL?")
+    figure.suptitle("Which method is most accurate, and which has the best NLL?")
     panels = [(score, *of) for score in ("accuracy", "nll") for of in found.items()]
     for ax, (score, setting, methods) in zip(axes.flat, panels, strict=True):
         for i, name in enumerate(names):
@@ -77,7 +77,7 @@ def draw_accuracy(found):
 
 
 def draw_gains():
-    """What four methods gain over plain training, in each setting."""
+    """The gains of four methods over plain training, in each setting."""
     shown = tables.settings_shown()
     colours = {"MixUp": "C0", "CutMix": "C2", PAIRS: "0.45", OURS: "C1"}
     height = 1.6 + 0.75 * len(shown)

@@ -18,7 +18,7 @@ SCORES = {  # name: heading, factor, digits
 PLAIN, PAIRS = NAMES["erm"], NAMES["mixavg_local"]
 OURS = NAMES["mixavg"]  # at the package's defaults
 TURNS = "pairs and CutMix in turns"
-RIVALS = [  # those that may be the best rival of a setting
+RIVALS = [  # candidates for the best rival of a setting
     name
     for method, name in NAMES.items()
     if method not in ("erm", "stopped_early", "mixavg_local", "mixavg")
@@ -27,7 +27,7 @@ BEST_RIVAL = "the best rival"  # as a baseline
 
 
 def runs_of(name):
-    """The grid, how many runs it compares, and those that are finished.
+    """The grid, the number of runs that it compares, and the finished ones.
 
     Returns:
         `(grid, total, {setting: {method: {seed: line}}})`.
@@ -68,7 +68,7 @@ def difference(runs, baseline, score):
 
 
 def best_rival(methods):
-    """The name of the most accurate rival that has been run, or None."""
+    """The name of the most accurate rival that has run, or None."""
     there = [name for name in RIVALS if methods.get(name)]
     return max(there, key=lambda name: mean(methods[name], "accuracy"), default=None)
 
@@ -77,7 +77,7 @@ def best_rival(methods):
 
 
 def table(name):
-    """The text about a grid: a table for each setting, and how they were made."""
+    """The text about a grid: a table for each setting, and how the runs were made."""
     read, total, found = runs_of(name)
     done = {
         setting: [line for runs in methods.values() for line in runs.values()]
@@ -104,7 +104,7 @@ def table(name):
 
 
 def made_on(lines):
-    """Machine and versions of the runs, each once; with their number if they differ."""
+    """Machines and versions of the runs, with counts if there are several."""
     found = Counter(
         provenance.made_on(line, ["keras", line["backend"]], line["backend"])
         for line in lines
@@ -117,7 +117,7 @@ def made_on(lines):
 
 
 def setting_table(methods, baselines):
-    """A row for each method, and its accuracy minus that of each baseline."""
+    """A row for each method, with its accuracy minus that of each baseline."""
     methods = {name: runs for name, runs in methods.items() if runs}
     baselines = {
         name: best_rival(methods) if name == BEST_RIVAL else name for name in baselines
@@ -144,15 +144,16 @@ def setting_table(methods, baselines):
 
 
 def choices(name):
-    """What the rivals of a grid were tried with, and what each got, as a table."""
+    """The table of the options that a grid has tried, with their accuracies."""
     read, _, _ = runs_of(name)
     done, rows = grid.finished(), []
-    for setting, of in read["settings"].items():
+    for setting in read["settings"]:
+        how = grid.choice_of(read, setting)
         for method, own in read["methods"].items():
             if "choose" not in own:
                 continue
-            options = {**read.get("common", {}), **of, **own}
-            runs, chosen = grid.choice(setting, method, options, read["choice"], done)
+            options = grid.options_of(read, setting, method)
+            runs, chosen = grid.choice(setting, method, options, how, done)
             tried = {}
             for run in runs:
                 line = done.get(grid.key(run.options, run.seed))
@@ -173,12 +174,14 @@ def choices(name):
     return compare.markdown([*header, "chosen"], rows)
 
 
-GRIDS_SHOWN = ("memorise", "fair", "capacity")
+GRIDS_SHOWN = ("memorise", "fair", "capacity")  # in README.md
 
 
 def settings_shown():
-    """`(setting, methods)` of each setting that has runs of ours, no run twice; that
-    which plain training memorises best comes first."""
+    """`(setting, methods)` of each setting with runs of ours, none of them twice.
+
+    Sorted by the training accuracy of plain training, highest first.
+    """
     found, shown = [], set()
     for name in GRIDS_SHOWN:
         for setting, methods in runs_of(name)[2].items():
@@ -191,7 +194,7 @@ def settings_shown():
 
 
 def summary():
-    """README.md's table: absolute accuracies, and what ours gains."""
+    """The table of README.md: absolute accuracies, and our gains."""
     header = ["data, network", "n", "training accuracy of plain training %"]
     header += [PLAIN, "MixUp", "CutMix", PAIRS, f"**{OURS}**", "gain over plain"]
     header += ["gain over the best rival", "NLL after one temperature, plain and ours"]
@@ -213,12 +216,12 @@ def summary():
 
 
 def of_either(method):
-    """The published method, or Keras' layer where only that has been run."""
+    """The published method, or Keras' layer where only that has run."""
     return [NAMES[method], NAMES[f"keras_{method}"]]
 
 
 def steps():
-    """Each step of the method against the one before, in each setting."""
+    """What each step of the method gains over the one before, in each setting."""
     header = ["setting", "n", f"{PAIRS} - {PLAIN}", f"{OURS} - {PAIRS}"]
     header += [f"{OURS} - {BEST_RIVAL}", f"{TURNS} - {OURS}"]
     rows = []

@@ -1,9 +1,9 @@
-"""What the soft-label table adds to a checkpoint: bytes, and seconds to save and load.
+"""What the table adds to a checkpoint: bytes, and time to save and load.
 
     python benchmarks/speed/checkpoint.py
 
-Two models that differ in their loss alone, with an optimizer that has state, at 10, 100
-and 1,000 classes on 512 features. The two take turns; medians of `--repeats`. Writes
+Two models that differ only in the loss, with the state of an optimizer, at 10, 100 and
+1,000 classes on 512 features. They take turns; medians of `--repeats`. Writes
 `benchmarks/speed/results/checkpoint.json`.
 """
 

@@ -49,7 +49,7 @@ def copied(batch):
 
 
 def seeded_copy():
-    """The least that a layer does which is seeded and leaves its input alone."""
+    """The least that a seeded layer does: copy the batch and draw a seed."""
     generator = keras.random.SeedGenerator(0)
     return lambda batch: {**copied(batch), "seed": generator.next()}
 
@@ -62,7 +62,7 @@ def make_batch(size, side, dtype):
 
 
 def mapped(name, batch, calls):
-    """A dataset that repeats a batch, through the map of a layer."""
+    """A dataset that repeats a batch and maps a layer over it."""
     if name.endswith("tuple"):
         batch = (batch["images"], batch["labels"])
     data = tf.data.Dataset.from_tensors(batch).repeat()
@@ -78,7 +78,7 @@ def mapped(name, batch, calls):
 
 
 def consumer(name, batch, calls, batches):
-    """A function that runs `batches` batches through the map of a layer."""
+    """A function that maps a layer over `batches` batches."""
     iterator = iter(mapped(name, batch, calls))
 
     @tf.function
@@ -101,7 +101,7 @@ def measure_one(size, side, batches, dtype, calls, repeats):
     times = defaultdict(list)
     for _ in range(repeats + 1):
         for name, run in sides.items():
-            run()  # uses up what parallel calls made ahead while others had their turn
+            run()  # uses up the batches prefetched during the turns of others
             times[name].append(measuring.seconds(run) / batches)
     rows = []
     for name, values in times.items():
@@ -125,7 +125,7 @@ def measure_one(size, side, batches, dtype, calls, repeats):
 
 
 def peak_memory(name, size, side, dtype):
-    """MiB that a process peaks at which runs 20 batches through a layer."""
+    """Peak memory in MiB of a process that maps a layer over 20 batches."""
     return measuring.peak_of(
         "import input_pipeline as p\n"
         f"p.consumer({name!r}, p.make_batch({size}, {side}, {dtype!r}), '1', 20)()\n"
@@ -135,8 +135,8 @@ def peak_memory(name, size, side, dtype):
 def first_batches(name, size, side, dtype):
     """Seconds to the first batch of the first epoch, and of the second.
 
-    In a process of its own, which has run TensorFlow before; the first is with the
-    layer and the dataset made.
+    In a new process that has already run TensorFlow. The first includes making the
+    layer and the dataset.
     """
     output = measuring.output_of(
         "import time, input_pipeline as p\n"
@@ -251,7 +251,7 @@ def table(results):
 
 
 def applied_cells(layers):
-    """Of the layer called on the dataset; a record may be older than that row."""
+    """Cells of the layer called on the dataset, which older records lack."""
     if "MixAvg, applied" not in layers:
         return ["-"] * 3
     row = layers["MixAvg, applied"]
@@ -261,7 +261,7 @@ def applied_cells(layers):
 
 
 def by_layer(rows, columns, cells):
-    """A row for each layer, in the order in which they come."""
+    """A row for each layer, in their order."""
     found = defaultdict(list)
     for row in rows:
         found[row["layer"]].append(cells(row))

@@ -1,18 +1,19 @@
-"""What the method adds to a training step, to an epoch of `fit`, and to the memory.
+"""What the method adds to a training step, an epoch of `fit`, and peak memory.
 
     python benchmarks/speed/training_step.py                      # an hour on two cores
     python benchmarks/speed/training_step.py --backends jax --only steps
 
-`steps`: two models of one network, one trained with `CategoricalCrossentropy`, one with
-`SoftLabelCrossentropy` and `GlobalSoftLabel`, take turns: an epoch of `fit` each, in
-threads that pass a baton on, `--repeats` times after a warm-up. `growth`: the same
-for a single dense layer, over classes and batch sizes. `fits`: one `fit` of a step
-after another; the two models take turns. `attached`: the same for `evaluate`, and for
-`fit` without the callback, of a model that has trained with it. `memory`: peak memory
-of processes that train with and without, at 1,000 and 10,000 classes.
+- `steps`: two models of one network, one with `CategoricalCrossentropy`, one with
+  `SoftLabelCrossentropy` and `GlobalSoftLabel`. They take turns, an epoch each,
+  in two threads, `--repeats` times after a warm-up.
+- `growth`: the same for a single dense layer, over classes and batch sizes.
+- `fits`: one `fit` of a single step after the other, in turns.
+- `attached`: the same for `evaluate`, and `fit` without the callback, of models that
+  have trained with it.
+- `memory`: peak memory of a process that trains, at 1,000 and 10,000 classes.
 
-All labels are averaged pairs; no input pipeline is measured. Each backend has a process
-of its own. Writes `benchmarks/speed/results/training_step.json`.
+All labels are averaged pairs; no input pipeline is measured. Each backend has its own
+process. Writes `benchmarks/speed/results/training_step.json`.
 """
 
 import argparse
@@ -96,13 +97,13 @@ def measure_growth(repeats):
 
 
 def measure_fits(repeats):
-    """Each `fit`, validation included, is timed whole. The first one compiles."""
+    """Times whole calls of `fit` with validation. The first one compiles."""
     actions = [fit_and_validate]
     yield from compared(hidden_layer, (FEATURES,), 10, 1, actions, 3 * repeats)
 
 
 def measure_attached(repeats):
-    """Each call is timed whole. The first ones compile."""
+    """Times whole calls. The first ones compile."""
     from training.networks import NETWORKS
 
     classes, steps = 1000, 5
@@ -118,7 +119,7 @@ def measure_attached(repeats):
 
 
 def measure_memory(_):
-    """Peak MiB of a process that trains two epochs of three steps."""
+    """Peak memory in MiB of a process that trains two epochs of three steps."""
     for classes in (1000, 10_000):
         peaks = {}
         for part, with_method in (("plain", False), ("method", True)):
@@ -149,7 +150,7 @@ MEASURE = {
 
 
 def measure(part, backend, repeats):
-    """The rows of a part, made in a process of its own."""
+    """The rows of a part, measured in a new process."""
     process = subprocess.Popen(
         [sys.executable, __file__, "--part", part, "--repeats", str(repeats)],
         env={**os.environ, "KERAS_BACKEND": backend},

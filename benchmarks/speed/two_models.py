@@ -1,7 +1,7 @@
-"""Two models of one network, one with the method and one without, that take turns.
+"""Two models of one network, with and without the method, that take turns.
 
-The machine's speed changes while a benchmark runs; what changes for both does not show
-in the ratio of the two. training_step.py beside this file says what is measured.
+The speed of a machine changes while a benchmark runs. Changes that hit both models
+alike cancel in their ratio. training_step.py says what is measured.
 """
 
 import itertools
@@ -12,8 +12,8 @@ import time
 import measuring
 
 BATCH = 128
-DRAWS = 10  # batches of pairs, so that a class meets several others
-FEATURES = 256  # of models of dense layers
+DRAWS = 10  # batches of pairs, so that each class meets several others
+FEATURES = 256  # of the dense models
 
 
 # --- The models and their data -------------------------------------------------------
@@ -49,7 +49,7 @@ def make_data(features, classes, batch):
 
 
 def repeated(data):
-    """The batches, as tensors of the backend, over and over."""
+    """The batches as tensors of the backend, in an endless loop."""
     import keras
 
     inputs, labels = data
@@ -77,8 +77,9 @@ def hidden_layer():
 
 
 def counted(make_model, traces):
-    """A model that adds to `traces` each time that TensorFlow or JAX compiles it, since
-    only then does Python come by. (torch compiles nothing, and comes by at each step.)
+    """A model that adds to `traces` each time TensorFlow or JAX compiles it.
+
+    Only then do they run Python. (torch compiles nothing, and runs it at each step.)
     """
     import keras
 
@@ -94,7 +95,7 @@ def counted(make_model, traces):
 
 
 class Side(threading.Thread):
-    """Trains a model with the method or without; waits for its turn at each epoch."""
+    """Train a model with or without the method; wait for a turn at each epoch."""
 
     def __init__(self, make_model, with_method, data, steps, epochs):
         super().__init__(daemon=True)
@@ -203,9 +204,9 @@ def evaluate(model, _, data, steps):
 
 
 def compared(make_model, features, classes, steps, actions, repeats, attach=None):
-    """A row for each action: done once, and then `repeats` times in turns.
+    """A row for each action: once, and then `repeats` times in turns.
 
-    Before all of them each model does `attach`, which is not timed.
+    First each model does `attach`, which is not timed.
     """
     import keras
 
