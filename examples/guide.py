@@ -2,10 +2,10 @@
 """
 # Getting started
 
-This guide builds a training program around `keras_mixavg`, piece by piece: averaged
-pairs in the input pipeline, a loss, a callback. The data are real images that need no
-download, and part of their labels is wrong, since that is where such methods pay. It
-runs in about a minute on a CPU.
+This guide builds a training program around `keras_mixavg` step by step: averaged pairs
+in the input pipeline, a loss, a callback. The data are images that need no download,
+some with wrong labels, where such methods help most. It runs in about a minute on a
+CPU.
 """
 
 # %%
@@ -28,9 +28,9 @@ keras.utils.set_random_seed(0)
 """
 ## The data
 
-1,000 images of 8x8 pixels to train on, 797 to test on. Three in ten of the training
-images get the label of another digit, as happens when labels are collected in a hurry.
-The test labels stay as they are.
+1,000 images of 8x8 pixels for training, 797 for testing. Three in ten of the training
+images get the label of another digit, as in data that were labelled in a hurry. The
+test labels are right.
 """
 
 # %%
@@ -51,10 +51,10 @@ test = tf.data.Dataset.from_tensor_slices((images[1000:], labels[1000:])).batch(
 """
 ## Average pairs
 
-`MixAvg` goes last, after `batch` and after the augmentations that work on one image.
-Each sample is, half of the time, replaced by the average of itself and another one of
-its batch; the labels likewise. Class numbers become one-hot, for which it must know how
-many classes there are. Images of `uint8` stay so.
+`MixAvg` goes last, after `batch` and after augmentations of single images. It replaces
+half of the samples by the average of the sample and another one of its batch, with
+their labels. Class numbers become one-hot, which needs the number of classes. `uint8`
+images stay `uint8`.
 """
 
 # %%
@@ -66,8 +66,7 @@ print(mixed_labels[:4].numpy())
 
 # %% [markdown]
 """
-Called on arrays, the layer does the same with one batch. Here is what it makes of
-eight images:
+Called on arrays, the layer averages one batch. Here it is with eight images:
 """
 
 # %%
@@ -79,8 +78,8 @@ plot_pairs(*before, *after)
 """
 ## Train, with and without
 
-The same small network twice. First as one would without this package; the network is
-large enough to memorise the wrong labels.
+Train the same small network twice, first without this package. It is large enough to
+memorise the wrong labels.
 """
 
 
@@ -112,12 +111,12 @@ print(f"best epoch {max(accuracies):.3f}, last epoch {accuracies[-1]:.3f}")
 
 # %% [markdown]
 """
-Now with averaged pairs and global soft labels. `SoftLabelCrossentropy` is
+Now train with averaged pairs and global soft labels. `SoftLabelCrossentropy` is plain
 cross-entropy until a `GlobalSoftLabel` callback trains with it. Then part of each
-target is the *global* soft label of the sample's classes, a row of a table that is
-made anew each epoch from what the network predicts. Over the last epochs that part
-fades out. The test data need no layer, and validation is plain cross-entropy, so that
-`val_loss` compares with any other run.
+target is the *global* soft label of the sample's classes, from a table that is updated
+each epoch with the predictions of the network. Over the last epochs that part fades
+out. The test data need no layer. Validation is plain cross-entropy, so you can compare
+`val_loss` with any other run.
 """
 
 # %%
@@ -142,17 +141,17 @@ print(f"best epoch {max(accuracies):.3f}, last epoch {accuracies[-1]:.3f}")
 # %% [markdown]
 """
 `SoftLabelAccuracy` counts either class of an averaged pair as right, and is ordinary
-accuracy on the test data. Training accuracy looks lower than one is used to: pairs are
-harder than images, and the wrong labels are not learnt.
+accuracy on the test data. Training accuracy is lower than usual: pairs are harder than
+images, and the wrong labels are not learnt.
 
-This is one run of each on one small data set. What the method does on others, with
-intervals, and where it does not help, is on the page
-[Accuracy](../benchmarks/accuracy/README.md).
+This is one run of each on one small data set.
+[Accuracy](../benchmarks/accuracy/README.md) has results on other data, with intervals,
+and says where the method does not help.
 
-## What the network takes each class for
+## Which classes the network confuses
 
-The table of global soft labels has a row for each class. The logs have two figures of
-it: `soft_label_confidence`, the mean of its diagonal, and `soft_label_entropy`.
+The table of global soft labels has a row for each class. The logs have two figures
+about it: `soft_label_confidence`, the mean of its diagonal, and `soft_label_entropy`.
 """
 
 # %%
@@ -162,9 +161,9 @@ plot_table(soft_labels.table)
 """
 ## Where to go from here
 
-- [Recipes](../docs/recipes/index.md): arrays, class weights, several outputs, k-fold,
-  and more, each with code that runs.
-- [Questions](../docs/questions.md) that come up in the first hour.
-- [The method](../keras_mixavg/README.md), with its equations and its limits.
-- [Example programs](README.md): whole ones, for CIFAR and Tiny-ImageNet too.
+- [Recipes](../docs/recipes/index.md): arrays, class weights, several outputs, k-fold
+  and more, as code that runs.
+- [FAQ](../docs/questions.md).
+- [The method](../keras_mixavg/README.md), with its equations and limits.
+- [Example programs](README.md), also for CIFAR and Tiny-ImageNet.
 """

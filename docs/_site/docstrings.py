@@ -1,5 +1,5 @@
-"""Docstrings as pages want them: Keras' sections as headings, examples as code, and
-names of pages as links."""
+"""Adapt docstrings for pages: Keras' sections as headings, examples as code, names of
+pages as links."""
 
 import re
 
@@ -22,7 +22,7 @@ class KerasDocstrings(griffe.Extension):
 
 
 def section(match):
-    """griffe knows no such section, and would put it into a box."""
+    """griffe does not know these sections, and would put them into boxes."""
     title, text = match[1], re.sub(r"^    ", "", match[2], flags=re.M)
     if title == "Call arguments":
         text = ARGUMENT.sub(r"- **`\1`** – ", text)
@@ -30,6 +30,6 @@ def section(match):
 
 
 def example(match):
-    """In Markdown `>>>` would be a quotation."""
+    """In Markdown `>>>` would start a quotation."""
     lines = match[1].rstrip().splitlines()
     return "Examples:\n" + "\n".join(f"    {line}" for line in lines) + "\n"

@@ -1,4 +1,4 @@
-"""LaTeX between dollar signs as MathML, which browsers draw without a script."""
+"""Turn LaTeX between dollar signs into MathML, which needs no script."""
 
 import html
 import re
@@ -16,7 +16,7 @@ def on_page_content(content, **kwargs):
 
 
 def numbered(latex):
-    """Its parts, between which a narrow page breaks the line, and its number."""
+    """The parts of an equation, between which lines may break, and its number."""
     tag = TAG.search(latex)
     number = f'<span class="number">({tag[1]})</span>' if tag else ""
     parts = [mathml(part, "block") for part in TAG.sub("", latex).split(r"\qquad")]

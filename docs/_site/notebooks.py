@@ -1,9 +1,9 @@
-"""Notebooks made from the guide and from the pages, and a page made from a notebook.
+"""Make notebooks from the guide and the pages, and a page from a notebook.
 
     python docs/_site/notebooks.py    # run the guide, write examples/guide.ipynb
 
-The cells are the texts and the code blocks of the page, in their order. Where the page
-says that the first lines of recipes/index.md come before them, so does its notebook.
+The cells are the texts and code blocks of the page, in order. If the page says to paste
+the first lines of recipes/index.md first, its notebook starts with them.
 tests/test_docs.py runs the same cells.
 """
 
@@ -24,7 +24,7 @@ KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
 def pages():
-    """The pages that have code, as paths within docs/."""
+    """The pages with code, as paths within docs/."""
     found = sorted(path for path in DOCS.rglob("*.md") if code_of(path))
     return [path.relative_to(DOCS).as_posix() for path in found]
 
@@ -64,20 +64,20 @@ def guide():
 
 
 def numbered(cells):
-    """A notebook whose cells have the same names each time that it is made."""
+    """A notebook whose cells always have the same names."""
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
     return v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
 
 
 def all_of_them():
-    """Every notebook as text, by the page of the site that it belongs to."""
+    """Every notebook as text, by its page of the site."""
     made = {page: nbformat.writes(notebook(page)) for page in pages()}
     return {"start.md": GUIDE.with_suffix(".ipynb").read_text(), **made}
 
 
 def to_markdown(text):
-    """A notebook that has been run as a page: its text, and its pictures by name."""
+    """A page from a notebook with output: its text, and its pictures by name."""
     parts, pictures = [], {}
     for cell in nbformat.reads(text, as_version=4).cells:
         if cell.cell_type == "markdown":
@@ -89,7 +89,7 @@ def to_markdown(text):
             if "image/png" in data:
                 name = f"pictures/guide-{len(pictures)}.png"
                 pictures[name] = base64.b64decode(data["image/png"])
-                parts.append(f"![What the code above shows]({name})")
+                parts.append(f"![Output of the code above]({name})")
             elif output.output_type == "stream":
                 parts.append(f"```text\n{output.text.rstrip()}\n```")
     return "\n\n".join(parts), pictures
@@ -100,7 +100,7 @@ def main():
 
     made = guide()
     NotebookClient(made, resources={"metadata": {"path": ROOT / "examples"}}).execute()
-    for cell in made.cells:  # without times and the log of TensorFlow
+    for cell in made.cells:  # drop times and the log of TensorFlow
         cell.metadata.clear()
         outputs = cell.get("outputs", [])
         outputs[:] = [o for o in outputs if o.get("name") != "stderr"]
