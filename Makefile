@@ -45,7 +45,7 @@ fuzz: .venv/installed  ## three fuzz tests, five minutes each; on any KERAS_BACK
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-figures: .venv/installed  ## draw all pictures and write all tables from results anew
+figures: .venv/installed  ## update all pictures and tables
 	$(BIN)/python examples/quickstart.py --runs 3 --out benchmarks/accuracy/results/quickstart
 	$(BIN)/python -m benchmarks.report
 	PYTHONPATH=. $(BIN)/python docs/_site/photographs.py

@@ -1,4 +1,4 @@
-"""What the JSON of a benchmark says beside its figures, and how tables show it.
+"""The provenance of a benchmark's figures: in its JSON, and below its tables.
 
 Importing it makes the folder examples/ importable, whose networks and programs the
 benchmarks use.

@@ -65,7 +65,7 @@ def made(name, draw):
 
 
 def render(text, draw=False):
-    """The text with every part between markers made anew."""
+    """The text with every part between markers updated."""
     return BLOCK.sub(lambda m: f"{m[1]}\n{made(m[2], draw)}\n{m[3]}", text)
 
 

@@ -3,11 +3,11 @@
     python benchmarks/accuracy/early_stopping.py            # two settings, five seeds
     python benchmarks/accuracy/early_stopping.py --smoke    # writes nothing
 
-Each seed splits the digits anew: 400 to train, 200 to validate, 1,197 to test. In the
-second setting a fifth of the training labels is wrong. `EarlyStopping` waits 8 epochs
-for a better validation loss, trains at most 100, and restores the best weights. Every
-run goes to `results/early_stopping.json`, and is not repeated unless the settings
-change.
+Each seed has another split of the digits: 400, 200 and 1,197 images for training,
+validation and test. In the second setting a fifth of the training labels is wrong.
+`EarlyStopping` waits 8 epochs for a better validation loss, and restores the best
+weights; no run has more than 100 epochs. Every run goes to
+`results/early_stopping.json`, and is not repeated unless the settings change.
 """
 
 import argparse

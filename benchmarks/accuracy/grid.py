@@ -171,7 +171,7 @@ def append(line, path=RUNS):
     return True
 
 
-# --- One run, in a process of its own ------------------------------------------------
+# --- One run, in a new process -------------------------------------------------------
 
 
 def flags(options):
@@ -289,7 +289,7 @@ def parse_arguments():
     add("--arrays", help="a file with the data, see cifar.py --help")
     add("--archive", help="of Tiny-ImageNet")
     add("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    add("--results", type=Path, help="default: results/accuracy.jsonl beside this file")
+    add("--results", type=Path, help="(default: results/accuracy.jsonl of the study)")
     add("--setting", help="run only this setting")
     add("--smoke", action="store_true",
         help="every run of the grid for two epochs on digits, into runs/smoke.jsonl")

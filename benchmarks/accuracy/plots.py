@@ -105,7 +105,7 @@ def draw_gains():
     return figure
 
 
-def draw_reliability(found):
+def reliability(found):
     """The calibration of each method in the last setting, over all its runs."""
     _, methods = list(found.items())[-1]
     methods = {name: runs for name, runs in methods.items() if runs}
@@ -121,7 +121,7 @@ def draw_reliability(found):
     return pictures.draw_reliability(bins, styles(methods))
 
 
-def draw_curves(found):
+def curves(found):
     """The curves of each method in the last setting: the mean of its runs."""
     setting, methods = list(found.items())[-1]
     methods = {name: runs for name, runs in methods.items() if runs}
@@ -130,17 +130,17 @@ def draw_curves(found):
         curves = [line["history"][key] for line in runs.values()]
         return [np.mean(np.array(curves, float), axis=0)]
 
-    curves = {}
+    of_methods = {}
     for name, runs in methods.items():
         smoothed = name == NAMES["label_smoothing"]  # Keras smooths the test labels too
         losses = [] if smoothed else mean_of(runs, "val_loss")
-        curves[name] = mean_of(runs, "val_accuracy"), losses
+        of_methods[name] = mean_of(runs, "val_accuracy"), losses
     title = f"{setting}: how good is each method on test images?"
-    return pictures.draw_curves(title, curves, styles(methods))
+    return pictures.draw_curves(title, of_methods, styles(methods))
 
 
 PLOTS = {
     "accuracy": draw_accuracy,
-    "reliability": draw_reliability,
-    "curves": draw_curves,
+    "reliability": reliability,
+    "curves": curves,
 }

@@ -54,7 +54,7 @@ def own_peak():
 
 
 def output_of(code):
-    """What a process prints that runs `code`. It can import the modules beside this."""
+    """The output of a process that runs `code`, which can import these benchmarks."""
     result = subprocess.run(
         [
             sys.executable,

@@ -2,7 +2,7 @@
 
 `ops` is a Keras backend. Images are `(batch, height, width, channels)` floats, labels
 `(batch, num_classes)`, `partners` `(batch,)` integers. `weight` is a scalar, lambda of
-the papers: what the first of two images gives. 1 leaves the batch as it is.
+the papers: the share of the first of two images. 1 changes nothing.
 """
 
 
