@@ -54,24 +54,35 @@ def linear_model(kernel, from_logits=True):
 
 
 @functools.cache
-def _compiled_once():
-    """A linear model that trains with the table, and its optimizer's initial state."""
-    model = linear_model(np.zeros((FEATURES, CLASSES)))
-    model.compile(keras.optimizers.SGD(0.1), SoftLabelCrossentropy(from_logits=True))
+def _compiled_once(from_logits, **loss_arguments):
+    """A linear model that trains with the table, and what its optimizer starts from."""
+    model = linear_model(np.zeros((FEATURES, CLASSES)), from_logits)
+    loss = SoftLabelCrossentropy(from_logits=from_logits, **loss_arguments)
+    model.compile(keras.optimizers.SGD(0.1), loss)
     model.optimizer.build(model.trainable_variables)
     return model, [numpy_of(variable) for variable in model.optimizer.variables]
 
 
-def fresh(kernel):
+def fresh(kernel, from_logits=True, **loss_arguments):
     """A compiled linear model as if it were new. It is the same in each test, since a
     new one costs ten times what the few steps of a test do; so use it where it need
     not be new, and no step fails."""
-    model, start = _compiled_once()
+    model, start = _compiled_once(from_logits, **loss_arguments)
     model.loss.table.state()  # on JAX, what the last steps left behind comes first
+    model.reset_metrics()
     model.set_weights([kernel])
     for variable, value in zip(model.optimizer.variables, start, strict=True):
         variable.assign(value)
     model.loss.table.load_own_variables({**initial_state(CLASSES), "epoch": 0})
+    return model
+
+
+def fresh_to_fail(kernel):
+    """`fresh` for a `fit` that fails, after which JAX gives nothing back."""
+    if keras.backend.backend() != "jax":
+        return fresh(kernel)
+    model, _ = _compiled_once.__wrapped__(from_logits=True)
+    model.set_weights([kernel])
     return model
 
 
