@@ -167,17 +167,18 @@ def test_class_numbers_out_of_range_are_refused_when_it_runs():
 
 def test_a_seed_repeats_the_run_and_every_epoch_differs():
     one, other, third = (batches().apply(make(seed)) for seed in (1, 1, 2))
-    run = [pairs(one) for _ in range(4)]
-    assert_epochs_equal(run, [pairs(other) for _ in range(4)])
+    run = [pairs(one) for _ in range(2)]
+    assert_epochs_equal(run, [pairs(other) for _ in range(2)])
     assert_all_differ([*run, pairs(third)])
     within = batches().take(1).repeat(8).apply(make())
     assert_all_differ([y for _, y in within.as_numpy_iterator()])
 
 
 def test_without_a_seed_runs_and_epochs_differ():
-    assert_all_differ([pairs(batches().apply(make(None))) for _ in range(3)])
     layer = make(None)
-    assert_all_differ([pairs(d) for d in [batches().apply(layer)] * 3])
+    dataset = batches().apply(layer)
+    others = batches().apply(layer), batches().apply(make(None))
+    assert_all_differ([pairs(d) for d in (dataset, dataset, *others)])
 
 
 def test_the_seed_of_keras_repeats_a_run_without_a_seed():
@@ -185,7 +186,7 @@ def test_the_seed_of_keras_repeats_a_run_without_a_seed():
     for _ in range(2):
         keras.utils.set_random_seed(5)
         dataset = batches().apply(make(None))
-        runs.append([pairs(dataset) for _ in range(3)])
+        runs.append([pairs(dataset) for _ in range(2)])
     assert_epochs_equal(*runs)
 
 
@@ -224,28 +225,29 @@ def test_repeat_goes_on_to_the_next_epoch():
 
 @pytest.fixture(scope="module")
 def told():
-    """The pairs of five epochs, each set by a variable."""
+    """The pairs of four epochs, each told by a variable."""
     epoch = tf.Variable(0, dtype="int64")
     dataset = make()(batches(), epoch=epoch)
-    return [pairs(dataset) for e in range(5) if epoch.assign(e) is not None]
+    return [pairs(dataset) for e in range(4) if epoch.assign(e) is not None]
 
 
-@pytest.mark.parametrize("dtype", ["int64", "int32"])
-def test_a_variable_says_which_epoch_an_iteration_is(told, dtype):
+def test_a_variable_says_which_epoch_an_iteration_is(told):
     assert_all_differ(told)
-    epoch = tf.Variable(0, dtype=dtype)
+    epoch, short = tf.Variable(0, dtype="int64"), tf.Variable(0, dtype="int32")
     dataset = make()(batches(), epoch=epoch)
-    for number in (2, 2, 0, 1):
+    for number in (2, 2, 0):
         epoch.assign(number)
         np.testing.assert_array_equal(pairs(dataset), told[number])
+    short.assign(1)
+    np.testing.assert_array_equal(pairs(make()(batches(), epoch=short)), told[1])
     without_seed = make(None)(batches(), epoch=epoch)
-    assert_all_differ([pairs(without_seed) for _ in range(3)])
+    assert_all_differ([pairs(without_seed) for _ in range(2)])
 
 
 @pytest.mark.once
 def test_all_epochs_may_be_one_dataset(told):
     layer = make()
-    rest = tf.data.Dataset.range(2, 5).flat_map(lambda e: layer(batches(), epoch=e))
+    rest = tf.data.Dataset.range(2, 4).flat_map(lambda e: layer(batches(), epoch=e))
     np.testing.assert_array_equal(pairs(rest), np.concatenate(told[2:]))
 
 
