@@ -1,5 +1,6 @@
 """Which of Keras' metrics work with which labels: the table of docs/metrics.md."""
 
+import functools
 from pathlib import Path
 
 import keras
@@ -80,15 +81,16 @@ class Nothing(keras.layers.Layer):
         return inputs + 0.0 * self.weight
 
 
-def value(make, labels, renamed=False):
-    """The value of the metric; None if it fails.
+@functools.cache
+def value(name, kind, renamed=False):
+    """What the metric says of labels of this kind; None if it fails.
 
     `renamed`: with the classes in the reverse order, in labels and in predictions.
     """
-    x, y = LABELS.predictions, labels
+    x, y = LABELS.predictions, getattr(LABELS, kind)
     if renamed:
         x, y = x[:, ::-1].copy(), y[:, ::-1].copy()
-    metric = make()
+    metric = METRICS[name]()
     try:
         if metric == "accuracy":  # Keras chooses which
             model = identity_model(metric)
@@ -103,28 +105,25 @@ def word(right, result):
     return "fails" if result is None else "yes" if right else "wrong"
 
 
-def on_pairs(make):
-    """Right if renumbering the classes does not change it."""
-    result = value(make, LABELS.pairs)
-    return word(result == pytest.approx(value(make, LABELS.pairs, True)), result)
+def on_rows(name, kind):
+    """Right if it is the same for the same classes under other numbers."""
+    result = value(name, kind)
+    return word(result == pytest.approx(value(name, kind, True)), result)
 
 
-def on_one_hot(make):
-    result = value(make, LABELS.one_hot)
-    return word(result == pytest.approx(value(make, LABELS.one_hot, True)), result)
+def twin(name):
+    """What Keras' metric for one-hot labels says of these."""
+    return pytest.approx(value(name.removeprefix("Sparse"), "one_hot"))
 
 
-def on_numbers(name, make):
-    """Right if it equals Keras' counterpart for one-hot labels."""
-    twin = METRICS[name.removeprefix("Sparse")]
-    result = value(make, LABELS.numbers)
-    return word(result == pytest.approx(value(twin, LABELS.one_hot)), result)
+def on_numbers(name):
+    result = value(name, "numbers")
+    return word(result == twin(name), result)
 
 
-def one_then_the_other(name, make):
-    """Training on pairs and validation on class numbers, as in the recipes."""
-    twin = METRICS[name.removeprefix("Sparse")]
-    model = identity_model(make())
+def one_then_the_other(name):
+    """Training on pairs and validation on class numbers, as our pages have it."""
+    model = identity_model(METRICS[name]())
     x, data = LABELS.predictions, (LABELS.predictions, LABELS.numbers)
     try:
         history = fit_batches(
@@ -132,19 +131,17 @@ def one_then_the_other(name, make):
         ).history
     except Exception:
         return "fails"
-    (name,) = (n for n in history if n.startswith("val_") and n != "val_loss")
-    result = history[name][0]
-    right = result == pytest.approx(value(twin, LABELS.one_hot))
-    return word(right and on_pairs(make) == "yes", result)
+    (key,) = (n for n in history if n.startswith("val_") and n != "val_loss")
+    result = history[key][0]
+    return word(result == twin(name) and on_rows(name, "pairs") == "yes", result)
 
 
 def row(name):
-    make = METRICS[name]
     return (
-        on_pairs(make),
-        on_one_hot(make),
-        on_numbers(name, make),
-        one_then_the_other(name, make),
+        on_rows(name, "pairs"),
+        on_rows(name, "one_hot"),
+        on_numbers(name),
+        one_then_the_other(name),
     )
 
 
