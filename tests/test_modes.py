@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from small_models import Tables, averaged_batches, dataset_of, linear_model
+from small_models import EAGERLY, Tables, averaged_batches, dataset_of, linear_model
 from tolerances import assert_close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
@@ -27,10 +27,10 @@ def expected_training(kernel, batches, epochs=3, training=reference.Training, **
     return expected, tables
 
 
-def trained(model, batches, epochs=3, loss=None, optimizer=None, **compile_args):
+def trained(model, batches, epochs=3, optimizer=None, validation=None, **compile_args):
     model.compile(
         optimizer or keras.optimizers.SGD(0.1),
-        loss or SoftLabelCrossentropy(from_logits=True),
+        SoftLabelCrossentropy(from_logits=True),
         **compile_args,
     )
     callback = GlobalSoftLabel()
@@ -41,7 +41,7 @@ def trained(model, batches, epochs=3, loss=None, optimizer=None, **compile_args)
         verbose=0,
         shuffle=False,
         callbacks=[callback, tables],
-        validation_data=dataset_of(batches[:1]),
+        validation_data=validation,
     )
     return tables.seen
 
@@ -74,7 +74,8 @@ def test_ways_to_compile_the_step(rng, mode, monkeypatch):
         batches, metrics = batches[:-1], []
     kernel = rng.normal(size=(FEATURES, CLASSES)) * 0.3
     model = linear_model(kernel)
-    tables = trained(model, batches, metrics=metrics, **mode)
+    validation = dataset_of(batches[:1])  # must leave no trace
+    tables = trained(model, batches, validation=validation, metrics=metrics, **mode)
     expected, expected_tables = expected_training(kernel, batches)
     assert_close(tables, expected_tables, trained=True)
     assert_close(model.get_weights()[0], expected.kernel, trained=True)
@@ -142,11 +143,12 @@ def test_mixed_precision_keeps_the_table_in_float32(rng, mixed_precision):
 
 @pytest.mark.once
 def test_mixed_precision_with_huge_logits_stays_finite(rng, mixed_precision):
-    batches = averaged_batches(rng, sizes=SIZES)
+    batches = averaged_batches(rng, sizes=(16,))
     batches = [(np.sign(x), y, w) for x, y, w in batches]
     signs = np.sign(rng.normal(size=(FEATURES, CLASSES)))
     model = linear_model(signs * 1e4 / FEATURES)
-    model.compile(keras.optimizers.SGD(0.0), SoftLabelCrossentropy(from_logits=True))
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=EAGERLY)
     callback = GlobalSoftLabel(collect="all")
     history = model.fit(
         dataset_of(batches), epochs=3, verbose=0, shuffle=False, callbacks=[callback]
@@ -156,10 +158,10 @@ def test_mixed_precision_with_huge_logits_stays_finite(rng, mixed_precision):
     assert_close(callback.table.sum(axis=1), 1)
 
 
-@pytest.mark.parametrize("structure, soft", [(list, ("a", "c")), (dict, ("a",))])
-def test_several_outputs_have_a_table_each(rng, structure, soft):
-    """Three linear heads on one input; each trains as if it were alone."""
-    names = ("a", "b", "c")
+@pytest.mark.parametrize("structure, names", [(list, ("a", "b", "c")), (dict, "ab")])
+def test_several_outputs_have_a_table_each(rng, structure, names):
+    """Linear heads on one input: each is trained as if it were alone."""
+    soft = [n for n in names if n != "b"]
     kernels = {n: rng.normal(size=(FEATURES, CLASSES)) * 0.3 for n in names}
     heads = {n: averaged_batches(rng, sizes=(12, 12, 6)) for n in names}
     x = [batch[0] for batch in heads["a"]]
@@ -252,7 +254,7 @@ def test_a_frozen_pretrained_backbone(rng):
 @pytest.mark.parametrize("num_classes", [2, 100])  # and of 600 in test_equations.py
 def test_few_and_many_classes(rng, num_classes):
     batches = []
-    for size in (8, 8, 5):
+    for size in (8, 5):
         x = rng.normal(size=(size, FEATURES)).astype("float32")
         y = reference.one_hot(rng.integers(0, num_classes, size), num_classes)
         y[: size // 2] = (y[: size // 2] + np.roll(y[: size // 2], 1, axis=0)) / 2
@@ -262,7 +264,8 @@ def test_few_and_many_classes(rng, num_classes):
         [keras.Input((FEATURES,)), keras.layers.Dense(num_classes, use_bias=False)]
     )
     model.set_weights([kernel])
-    model.compile(keras.optimizers.SGD(0.1), SoftLabelCrossentropy(from_logits=True))
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=EAGERLY)
     callback = GlobalSoftLabel(collect="all")
     model.fit(
         dataset_of(batches), epochs=2, verbose=0, shuffle=False, callbacks=[callback]
