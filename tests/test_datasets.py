@@ -225,7 +225,7 @@ def test_repeat_goes_on_to_the_next_epoch():
 
 @pytest.fixture(scope="module")
 def told():
-    """The pairs of four epochs, each told by a variable."""
+    """The pairs of four epochs, each set by a variable."""
     epoch = tf.Variable(0, dtype="int64")
     dataset = make()(batches(), epoch=epoch)
     return [pairs(dataset) for e in range(4) if epoch.assign(e) is not None]

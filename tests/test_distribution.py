@@ -42,7 +42,7 @@ KERNEL = np.random.default_rng(4).normal(size=(FEATURES, CLASSES)).astype("float
 
 
 def train(size=SIZE, subclassed=False, validates=True, loss=None, **compile_args):
-    """Two epochs; returns the callback, the model and what fit logged."""
+    """Train two epochs; returns the callback, the model and the logs."""
     dense = keras.layers.Dense(CLASSES, use_bias=False)
 
     class Model(keras.Model):

@@ -83,7 +83,7 @@ class Nothing(keras.layers.Layer):
 
 @functools.cache
 def value(name, kind, renamed=False):
-    """What the metric says of labels of this kind; None if it fails.
+    """The value of the metric on labels of this kind; None if it fails.
 
     `renamed`: with the classes in the reverse order, in labels and in predictions.
     """
@@ -106,23 +106,24 @@ def word(right, result):
 
 
 def on_rows(name, kind):
-    """Right if it is the same for the same classes under other numbers."""
+    """Right if renumbering the classes does not change it."""
     result = value(name, kind)
     return word(result == pytest.approx(value(name, kind, True)), result)
 
 
 def twin(name):
-    """What Keras' metric for one-hot labels says of these."""
+    """The value of Keras' counterpart on one-hot labels."""
     return pytest.approx(value(name.removeprefix("Sparse"), "one_hot"))
 
 
 def on_numbers(name):
+    """Right if it equals Keras' counterpart for one-hot labels."""
     result = value(name, "numbers")
     return word(result == twin(name), result)
 
 
 def one_then_the_other(name):
-    """Training on pairs and validation on class numbers, as our pages have it."""
+    """Training on pairs and validation on class numbers, as in the recipes."""
     model = identity_model(METRICS[name]())
     x, data = LABELS.predictions, (LABELS.predictions, LABELS.numbers)
     try:

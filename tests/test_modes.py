@@ -160,7 +160,7 @@ def test_mixed_precision_with_huge_logits_stays_finite(rng, mixed_precision):
 
 @pytest.mark.parametrize("structure, names", [(list, ("a", "b", "c")), (dict, "ab")])
 def test_several_outputs_have_a_table_each(rng, structure, names):
-    """Linear heads on one input: each is trained as if it were alone."""
+    """Linear heads on one input; each trains as if it were alone."""
     soft = [n for n in names if n != "b"]
     kernels = {n: rng.normal(size=(FEATURES, CLASSES)) * 0.3 for n in names}
     heads = {n: averaged_batches(rng, sizes=(12, 12, 6)) for n in names}
