@@ -5,9 +5,10 @@ import os
 import sys
 import traceback
 
-# Each process is a copy of one that has loaded this, and has not used it yet.
+# Each process is a copy of one that has loaded this, and has not used it yet. The
+# package is not part of it: some processes must do without.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tensorflow", "keras", "keras_mixavg"])
+CONTEXT.set_forkserver_preload(["tensorflow", "keras"])
 
 
 def _run(function, arguments, folder):

@@ -7,8 +7,6 @@ import json
 import re
 import resource
 import signal
-import subprocess
-import sys
 import warnings
 
 import keras
@@ -17,6 +15,7 @@ import numpy as np
 import processes
 import pytest
 import reference
+import without_the_package
 from small_models import (
     CLASSES,
     EAGERLY,
@@ -162,7 +161,7 @@ def twice():
 def test_resume_from_a_backup_amid_an_epoch_has_all_that_was_saved(
     batches, twice, tmp_path, order
 ):
-    """Keras repeats such an epoch from its first batch, with the weights of its middle."""
+    """Keras repeats such an epoch from its first batch, with the later weights."""
 
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, save_freq=5)
@@ -243,26 +242,6 @@ def test_each_output_gets_its_own_table_back(rng, tmp_path):
 
 # --- Whole models --------------------------------------------------------------------
 
-FRESH_PROCESS = """
-import sys, keras, numpy as np
-folder = sys.argv[1]
-data = np.load(folder + "/data.npz")
-bare = keras.saving.load_model(folder + "/model.keras", compile=False)
-predictions = bare.predict(data["x"], verbose=0)
-assert "keras_mixavg" not in sys.modules
-
-import keras_mixavg
-model = keras.saving.load_model(folder + "/model.keras", safe_mode=True)
-model.fit(
-    data["x"], data["y"], 15, epochs=2, shuffle=False, verbose=0,
-    callbacks=[keras_mixavg.GlobalSoftLabel()],
-)
-np.savez(
-    folder + "/result.npz", *model.get_weights(), **model.loss.table.state(),
-    predictions=predictions,
-)
-"""
-
 
 def go_on(model, x, y):
     callbacks = [GlobalSoftLabel()]
@@ -281,8 +260,7 @@ def fresh_process(tmp_path_factory):
     np.savez(folder / "data.npz", x=x, y=y)
     predictions = model.predict(x, verbose=0)
     go_on(model, x, y)
-    program = [sys.executable, "-W", "error::UserWarning", "-c", FRESH_PROCESS]
-    subprocess.run([*program, str(folder)], check=True)
+    processes.run(without_the_package.load_and_go_on, folder=folder)
     return model, predictions, np.load(folder / "result.npz")
 
 
