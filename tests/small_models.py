@@ -55,7 +55,7 @@ def linear_model(kernel, from_logits=True):
 
 @functools.cache
 def _compiled_once(from_logits, **loss_arguments):
-    """A linear model that trains with the table, and what its optimizer starts from."""
+    """A linear model that trains with the table, and its optimizer's initial state."""
     model = linear_model(np.zeros((FEATURES, CLASSES)), from_logits)
     loss = SoftLabelCrossentropy(from_logits=from_logits, **loss_arguments)
     model.compile(keras.optimizers.SGD(0.1), loss)
