@@ -11,7 +11,7 @@ Other files have more cases, in tests named for their behaviour:
   `test_a_new_loss_starts_anew_and_the_same_one_goes_on`
 - no step:
   `test_a_compute_loss_that_never_calls_the_loss_warns`
-  `test_two_steps_of_the_optimizer_a_batch_bring_no_warning`
+  `test_several_steps_of_optimizers_a_batch_bring_no_warning`
 - metrics of one class:
   `test_plain_accuracy_on_pairs_is_noticed_once`
 - excluded samples:
