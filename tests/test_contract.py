@@ -2,7 +2,6 @@ import ast
 from pathlib import Path
 
 import contract
-import keras
 import pytest
 
 import keras_mixavg
@@ -21,14 +20,9 @@ def test_every_public_class_is_a_component():
     assert public <= set(contract.COMPONENTS)
 
 
-@pytest.mark.parametrize("jit_compile", [True, False])
-def test_all_components_train_together(jit_compile):
-    """Compiled as each backend does; test_modes.py has more cases."""
-    if not jit_compile and keras.backend.backend() == "jax":
-        pytest.skip("JAX always compiles")
-    if jit_compile and keras.backend.backend() == "torch":
-        pytest.skip("torch compiles for a minute")
-    contract.all_of_them_train_together_in_one_compiled_fit(jit_compile)
+def test_all_components_train_together():
+    """As Keras compiles by itself; test_modes.py has the other ways."""
+    contract.all_of_them_train_together_in_one_fit()
 
 
 @pytest.mark.once
