@@ -84,8 +84,7 @@ class Measure:
     better: int  # 1 if more is better, -1 if less is
 
     def text(self, value, sign=""):
-        """The value with `digits` digits, or none above 100, as after divergence."""
-        return f"{value:{sign}.{self.digits if abs(value) <= 100 else 0}f}"
+        return compare.number(value, self.digits, sign)
 
     def pooled(self, runs):
         """The measure over all predictions of all runs."""
@@ -193,11 +192,9 @@ def absolute(results):
     for method, runs in results.items():
         row = [in_words(method)]
         for measure in MEASURES:
-            text = measure.text(measure.pooled(runs))
-            if len(runs) > 1:
-                spread = np.std([measure.pooled([run]) for run in runs], ddof=1)
-                text += f" ± {measure.text(spread)}"
-            row.append(text)
+            of_runs = [measure.pooled([run]) for run in runs]
+            mean = measure.pooled(runs)
+            row.append(compare.mean_and_spread(of_runs, measure.digits, mean))
         row.append(f"{100 * training_accuracy(runs):.1f}")
         seconds = [run.result["seconds_per_epoch"] for run in runs]
         rows.append([*row, f"{np.median(seconds):.1f}"])

@@ -6,12 +6,22 @@ from scipy import stats
 PAIRS = 3  # of runs, the fewest for an interval
 
 
-def mean_and_spread(values, digits):
-    """`mean ± standard deviation`, only the mean of one value, `-` of none."""
+def number(value, digits, sign=""):
+    """The value with `digits` digits, or none above 100, as after divergence."""
+    return f"{value:{sign}.{digits if abs(value) <= 100 else 0}f}"
+
+
+def mean_and_spread(values, digits, mean=None):
+    """`mean ± standard deviation`, only the mean of one value, `-` of none.
+
+    `mean` is that of the values, unless it is given.
+    """
     if not len(values):
         return "-"
-    text = f"{np.mean(values):.{digits}f}"
-    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.{digits}f}"
+    text = number(np.mean(values) if mean is None else mean, digits)
+    if len(values) == 1:
+        return text
+    return f"{text} ± {number(np.std(values, ddof=1), digits)}"
 
 
 def table(methods, columns):
