@@ -17,6 +17,7 @@ for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
     pytest.importorskip(package)
 
 import early_stopping  # noqa: E402
+import efficientnet_lite0  # noqa: E402
 import grid  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import plots  # noqa: E402
@@ -67,7 +68,11 @@ def test_every_run_of_every_grid_is_one_that_the_program_takes(
         assert len(compared) == len(runs) == cells * len(read["seeds"])
     assert set(read["baselines"]) <= {*read["methods"], tables.BEST_RIVAL}
     assert set(read.get("plots", [])) <= set(plots.PLOTS)
+    monkeypatch.chdir(tmp_path)
     for run in runs:
+        if "weights" in run.options:  # a file that the reader makes first
+            Path(run.options["weights"]).parent.mkdir(exist_ok=True)
+            Path(run.options["weights"]).touch()
         options = {**run.options, "out": tmp_path / "new", "seed": run.seed}
         _, args = grid.arguments(options)  # exits if it does not know one
         assert args.method in args.methods and args.seed == run.seed
@@ -399,6 +404,22 @@ def test_the_row_of_a_second_fit_counts_what_is_compiled_in_later_ones(monkeypat
     assert row["compiled_later"] == {"plain": 0, "method": 3}  # one of them to warm up
     text = training_step.fits_table([{**row, "backend": "jax"}])
     assert "| fit anew | 1 | 10 | jax | 2 |" in text and "| 0, 3 |" in text
+
+
+# --- Pretrained networks --------------------------------------------------------------
+
+
+def test_efficientnet_lite0_has_as_many_weights_as_the_original():
+    """4,652,008, as in timm. The program itself compares the logits."""
+    whole = efficientnet_lite0.efficientnet_lite0()
+    count = sum(int(np.prod(w.shape)) for w in whole.trainable_weights)
+    assert count == 4_652_008 and whole.output_shape == (None, 1000)
+    part = efficientnet_lite0.efficientnet_lite0(
+        include_top=False, input_shape=(64, 64, 3), pooling="avg"
+    )
+    assert part.output_shape == (None, 1280)
+    names = [w.path for w in whole.weights]
+    assert [w.path for w in part.weights] == names[: len(names) - 2]
 
 
 # --- Early stopping ------------------------------------------------------------------

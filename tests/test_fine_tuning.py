@@ -11,7 +11,7 @@ for package in ("sklearn", "matplotlib"):
     pytest.importorskip(package)
 
 import cifar  # noqa: E402
-from training import fit, networks  # noqa: E402
+from training import fit, networks, record  # noqa: E402
 
 pytestmark = [
     pytest.mark.once,
@@ -28,6 +28,7 @@ def narrow(weights=None, include_top=False, input_shape=None, pooling=None, **un
         keras.layers.Conv2D(4, 3, strides=4),
         keras.layers.BatchNormalization(),
         keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Rescaling(100.0),  # features as large as some real ones
     ]
     model = keras.Sequential(layers)
     if weights:
@@ -91,7 +92,8 @@ def test_the_head_trains_first_then_all_and_a_stopped_run_goes_on_with_all(
     np.testing.assert_array_equal(first, before)  # what the file has
     np.testing.assert_array_equal(second, before)  # the head alone has trained
     assert (of_head, head_rate) == (2, fit.HEAD)
-    assert (of_all, rate) == (4, 0.01)  # but for batch normalization
+    assert (of_all, rate) == (4, 1e-4)  # but for batch normalization
+    assert max(record.read_history(args.out)["loss"]) < 100
     model = keras.saving.load_model(tmp_path / "out" / "model.keras")
     backbone = model.get_layer("backbone")
     assert not np.array_equal(backbone.weights[0].numpy(), before)  # then it has too
@@ -125,6 +127,12 @@ def test_images_are_preprocessed_as_the_weights_expect(name, rng):
     assert abs(expected - images).max() > 50
 
 
+def test_a_pretrained_network_scales_the_images_itself(pretrained_file):
+    model = networks.pretrained("Narrow", pretrained_file, (16, 16, 3), 4, 0, 32)
+    assert model.input_shape == (None, 16, 16, 3)
+    assert model.get_layer("backbone").input_shape == (None, 32, 32, 3)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -135,6 +143,7 @@ def test_images_are_preprocessed_as_the_weights_expect(name, rng):
             "takes the weights preset or",
         ),
         (["--network", "fast", "--weights", "preset"], "takes the weights preset or"),
+        (["--network", "fast", "--scale-to", "64"], "--scale-to is for a network of"),
         (["--head-epochs", "-1"], "--head-epochs must be at least 0, not -1"),
     ],
 )

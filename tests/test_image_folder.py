@@ -409,7 +409,7 @@ def test_a_network_that_cannot_be_fine_tuned_gets_a_larger_learning_rate():
     args = args_of("--network", "MobileNetV2", "--weights", "imagenet")
     found = answer.verdict(results, args)
     assert "the learning rate is too small" in found.paragraphs["Why"]
-    assert found.changes == {"learning_rate": "0.03"}
+    assert found.changes == {"learning_rate": "0.0003"}
 
 
 def test_probabilities_decide_where_accuracy_does_not():

@@ -190,7 +190,11 @@ def arguments(options):
     import cifar  # which imports Keras
     import tiny_imagenet
     from ablations import ABLATIONS
+    from efficientnet_lite0 import NAME, efficientnet_lite0
+    from training import networks
     from training.methods import METHODS
+
+    networks.APPLICATIONS[NAME] = efficientnet_lite0
 
     options = dict(options)
     programs = {"cifar": cifar, "tiny_imagenet": tiny_imagenet}

@@ -22,7 +22,8 @@ AT_LEAST_ONE = (
     "validate_every",
     "held_out",
 )
-FROM_SCRATCH, FINE_TUNING = 0.1, 0.01  # peak learning rates
+# Peak learning rates: of SGD, and of Adam, for features of any scale.
+FROM_SCRATCH, FINE_TUNING = 0.1, 1e-4
 SMOKE = {
     "epochs": 2,
     "warmup_epochs": 1,
@@ -108,10 +109,11 @@ def add_training(parser):
     add("--epochs", type=int, default=200, help="(default: %(default)s)")
     add("--batch-size", type=int, default=128, help="(default: %(default)s)")
     add("--learning-rate", type=float,
-        help=f"peak (default: {FROM_SCRATCH}; {FINE_TUNING} with --weights)")
+        help=f"peak (default: {FROM_SCRATCH} of SGD; with --weights {FINE_TUNING} of "
+        "Adam)")
     add("--warmup-epochs", type=int, default=5,
         help="epochs in which the learning rate rises (default: %(default)s)")
-    add("--momentum", type=float, default=0.9, help="(default: %(default)s)")
+    add("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     add("--weight-decay", type=float, default=5e-4,
         help="L2 on kernels, except in keras.applications (default: %(default)s)")
     add("--mixed-precision", nargs="?", const="bfloat16",

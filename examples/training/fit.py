@@ -15,7 +15,7 @@ from training import data, pictures, record
 from training.methods import AveragedPairs, in_words
 from training.networks import NONE, freeze, of_name, pretrained, thaw
 
-HEAD = 0.1  # learning rate of a new last layer
+HEAD = 0.01  # learning rate of a new last layer
 PICTURED = 32  # images of the batch that a picture shows a part of
 
 
@@ -109,7 +109,8 @@ def network_of(args, random=False):
     if args.weights == NONE:
         return of_name(args.network)
     weights = None if random or args.smoke else args.weights
-    return functools.partial(pretrained, args.network, weights)
+    size = getattr(args, "scale_to", None)
+    return functools.partial(pretrained, args.network, weights, image_size=size)
 
 
 def train_head(method, network, batches, args, callbacks):
@@ -154,14 +155,21 @@ def distribution_scope(args):
 
 
 def compiled(method, network, args, steps_per_epoch):
-    """The compiled model of a method: SGD, warm-up, a cosine to the last step."""
+    """The compiled model of a method: warm-up, then a cosine to the last step.
+
+    SGD trains from scratch. Adam fine-tunes: the features of one pretrained network are
+    ten times as large as those of another, and SGD may diverge on them.
+    """
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0,
         max(1, (args.epochs - args.warmup_epochs) * steps_per_epoch),
         warmup_target=args.learning_rate,
         warmup_steps=args.warmup_epochs * steps_per_epoch,
     )
-    optimizer = keras.optimizers.SGD(schedule, args.momentum, nesterov=True)
+    if args.weights == NONE:
+        optimizer = keras.optimizers.SGD(schedule, args.momentum, nesterov=True)
+    else:
+        optimizer = keras.optimizers.Adam(schedule)
     model = method.model(network)
     metrics = [SoftLabelAccuracy(), *method.metrics()]
     model.compile(optimizer, method.loss(), metrics=metrics)

@@ -72,6 +72,7 @@ ABOUT = {  # in a few words
     "fast_16": "half as wide, 0.3 M",
     "fast_64": "twice as wide, 4.7 M",
 }
+APPLICATIONS = {}  # of other programs, with the signature of keras.applications
 NONE = "none"  # weights: train from scratch
 PRESET = "preset"  # weights of a network of KerasHub
 HUB = "hub:"  # prefix of the name of a network of KerasHub
@@ -83,12 +84,17 @@ def of_name(name):
         return NETWORKS[name]
     if name.startswith(HUB):
         return functools.partial(from_hub, name, False)
-    if callable(getattr(keras.applications, name, None)):
+    if callable(application_named(name)):
         return functools.partial(application, name)
     raise ValueError(
         f"{name} is none of {', '.join(NETWORKS)}, nor a network of keras.applications "
         "such as EfficientNetV2B0, nor hub: followed by a preset of KerasHub"
     )
+
+
+def application_named(name):
+    """A function with the signature of those of `keras.applications`, or None."""
+    return APPLICATIONS.get(name) or getattr(keras.applications, name, None)
 
 
 def check_weights(name, weights):
@@ -114,19 +120,26 @@ def check_weights(name, weights):
         )
 
 
-def pretrained(name, weights, shape, num_classes, weight_decay=0.0):
-    """A pretrained network with a new last layer. `weights=None` makes them random."""
+def pretrained(name, weights, shape, num_classes, weight_decay=0.0, image_size=None):
+    """A pretrained network with a new last layer.
+
+    `weights=None` makes them random. The network itself scales images to `image_size`
+    pixels a side; an average of two is the same before and after.
+    """
     if name.startswith(HUB):
         model = from_hub(name, weights is not None, shape, num_classes)
         thaw(model)
         return model
-    network = getattr(keras.applications, name)
+    network, inputs = application_named(name), keras.Input(shape)
+    images = layers.Resizing(image_size, image_size)(inputs) if image_size else inputs
     backbone = network(
-        weights=weights, include_top=False, input_shape=shape, pooling="avg"
+        weights=weights,
+        include_top=False,
+        input_shape=images.shape[1:],
+        pooling="avg",
     )
     backbone.name = "backbone"
-    inputs = keras.Input(shape)
-    features = backbone(preprocessed(inputs, network))
+    features = backbone(preprocessed(images, network))
     model = keras.Model(inputs, logits(features, num_classes, weight_decay))
     thaw(model)
     return model
@@ -185,7 +198,7 @@ def preprocessed(inputs, network):
 
 def application(name, shape, num_classes, weight_decay=0.0):
     """A network of `keras.applications` with random weights, without decay."""
-    network = getattr(keras.applications, name)(
+    network = application_named(name)(
         weights=None, input_shape=shape, classes=num_classes, classifier_activation=None
     )
     if any(isinstance(layer, layers.Rescaling) for layer in network.layers):
