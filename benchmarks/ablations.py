@@ -1,1 +1,0 @@
-accuracy/ablations.py
