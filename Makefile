@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Python compiles what is imported, a small part of what is installed.
 INSTALL := pip install --quiet --no-compile
-# A process for each core; the tests of one file share a process.
-PYTEST := -m pytest -n auto --dist loadfile
+# On all cores. A process that has finished its tests takes over some of the others'.
+PYTEST := -m pytest -n auto --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode each `import keras` takes 7 s longer
 

@@ -43,8 +43,11 @@ def pytest_unconfigure():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """`-n auto`. Each worker takes two gigabytes of memory."""
-    return min(usable_cores(), 8)
+    """`-n auto`: one more than cores, since some tests wait for other processes.
+
+    Each takes two gigabytes of memory.
+    """
+    return min(usable_cores() + 1, 8)
 
 
 def pytest_configure(config):

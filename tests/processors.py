@@ -43,7 +43,7 @@ def run(backend, name):
     """Whether the tests pass."""
     environment = {**os.environ, "KERAS_BACKEND": backend, **SETTINGS[name]}
     workers = "0" if "all cores" in name else "auto"  # workers share the cores
-    command = [sys.executable, "-m", "pytest", "-n", workers, "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-n", workers, "--dist", "worksteal"]
     cores = os.sched_getaffinity(0)
     if "one core" in name:
         os.sched_setaffinity(0, {min(cores)})

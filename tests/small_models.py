@@ -53,6 +53,16 @@ def linear_model(kernel, from_logits=True):
     return model
 
 
+def linear_network(shape, num_classes, weight_decay=0.0):
+    """For the training programs: what they do does not depend on the network."""
+    layers = [
+        keras.layers.Rescaling(1 / 255),
+        keras.layers.Flatten(),
+        keras.layers.Dense(num_classes),
+    ]
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
 @functools.cache
 def _compiled_once(from_logits, **loss_arguments):
     """A linear model that trains with the table, and its optimizer's initial state."""

@@ -55,8 +55,8 @@ def arguments(out, *flags):
 def digits():
     rng = np.random.default_rng(0)
     images, labels = (
-        rng.integers(0, 256, (64, 32, 32, 3)).astype("uint8"),
-        np.arange(64),
+        rng.integers(0, 256, (32, 32, 32, 3)).astype("uint8"),
+        np.arange(32),
     )
     names = ["a", "b", "c", "d"]
     return (images, labels % 4), (images[:8], labels[:8] % 4), names

@@ -7,13 +7,14 @@ from html.parser import HTMLParser
 import keras
 import numpy as np
 import pytest
+import small_models
 
 for package in ("sklearn", "matplotlib"):
     pytest.importorskip(package)
 
 import image_folder  # noqa: E402
 from scipy import stats  # noqa: E402
-from training import answer, folder, page, pictures, record  # noqa: E402
+from training import answer, folder, networks, page, pictures, record  # noqa: E402
 
 # Of protobuf and TensorBoard; and that tf.data keeps its graphs.
 pytestmark = [
@@ -22,7 +23,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Even though"),
 ]
 QUICK = ["--image-size", "16", "--epochs", "2", "--warmup-epochs", "1"]
-QUICK += ["--batch-size", "8", "--network", "tiny"]
+QUICK += ["--batch-size", "24", "--network", "linear"]
+
+
+@pytest.fixture(autouse=True)
+def linear_network(monkeypatch):
+    monkeypatch.setitem(networks.NETWORKS, "linear", small_models.linear_network)
 
 
 @pytest.fixture
@@ -74,7 +80,7 @@ def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
     assert sorted(path.parent.name for path in first) == ["erm-0", "mixavg-0"]
     said = capsys.readouterr().out
     assert "30 images of 3 classes, 10 of each, with a median side of 20" in said
-    assert "Network tiny, 0.08 million parameters, from scratch: 2 epochs" in said
+    assert "Network linear, 0.00 million parameters, from scratch: 2 epochs" in said
     assert "2 methods (plain training, MixAvg with global soft labels) x 5 runs" in said
     assert "Run 1 of 5, MixAvg with global soft labels:" in said
     assert "An epoch takes" in said and "to go" in said

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import processes
 import pytest
+import small_models
 import tensorflow as tf
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,7 @@ import cifar  # noqa: E402
 import tiny_imagenet  # noqa: E402
 from small_data import write_cifar10  # noqa: E402
 from tolerances import assert_close, close  # noqa: E402
+from training import networks  # noqa: E402
 
 # Of TFDS, protobuf and TensorBoard.
 pytestmark = [
@@ -82,6 +84,7 @@ def refused_for(arguments, reason, capsys):
 
 def three_runs(*arguments):
     """A whole run, a run to be stopped, and the command of its message."""
+    networks.NETWORKS["linear"] = small_models.linear_network
     tf.config.run_functions_eagerly(True)  # three graphs cost more than the few steps
     cifar.main([*arguments, "--out", "whole"])
     keras.utils.clear_session()
@@ -98,11 +101,14 @@ def three_runs(*arguments):
         cifar.main()
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, capsys):
+def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
+    tmp_path, capsys, monkeypatch
+):
     """Ctrl-C after an epoch or two; the message's own command resumes the run."""
-    write_cifar10(tmp_path / "tfds", train=40, test=20)
-    arguments = ["--data-dir", str(tmp_path / "tfds"), "--network", "tiny"]
-    arguments += ["--epochs", "3", "--batch-size", "20", "--deterministic"]
+    monkeypatch.setitem(networks.NETWORKS, "linear", small_models.linear_network)
+    write_cifar10(tmp_path / "tfds", train=20, test=10)
+    arguments = ["--data-dir", str(tmp_path / "tfds"), "--network", "linear"]
+    arguments += ["--epochs", "3", "--batch-size", "10", "--deterministic"]
     out = tmp_path / "runs/cifar10-mixavg-0"
     process = processes.start(three_runs, *arguments, folder=tmp_path)
     history = out / "history.csv"
@@ -189,7 +195,7 @@ def run_on_two_devices(*arguments):
 
 def test_cifar_trains_on_two_devices_in_mixed_precision(tmp_path):
     """In a new process, since TensorFlow's collectives belong to the whole process."""
-    write_cifar10(tmp_path / "tfds", train=40, test=20)
+    write_cifar10(tmp_path / "tfds", train=20, test=20)
     flags = ["--data-dir", str(tmp_path / "tfds"), "--network", "tiny", "--quiet"]
     flags += ["--epochs", "1", "--batch-size", "20", "--devices", "2"]
     flags += ["--mixed-precision"]
