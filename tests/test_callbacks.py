@@ -530,44 +530,6 @@ def test_validation_leaks_nothing_where_a_model_resets_its_own_metrics(batches, 
     assert_close(callback.table, expected.table, trained=True)
 
 
-@pytest.mark.once
-def test_outputs_of_several_widths_have_tables_of_their_own(rng):
-    inputs = keras.Input((FEATURES,))
-    outputs = {
-        name: keras.layers.Dense(units, name=name, use_bias=False)(inputs)
-        for name, units in (("kind", CLASSES), ("size", 1), ("colour", 3))
-    }
-    model = keras.Model(inputs, outputs)
-    loss = {
-        "kind": SoftLabelCrossentropy(from_logits=True),
-        "size": keras.losses.MeanSquaredError(),
-        "colour": SoftLabelCrossentropy(from_logits=True, global_weight=0.5),
-    }
-    x = rng.normal(size=(12, FEATURES)).astype("float32")
-    y = {
-        "kind": rng.dirichlet(np.ones(CLASSES), size=12).astype("float32"),
-        "size": np.zeros((12, 1)),
-        "colour": rng.dirichlet(np.ones(3), size=12).astype("float32"),
-    }
-    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=EAGERLY)
-    callback = GlobalSoftLabel(collect="all")
-    history = model.fit(
-        x, y, batch_size=12, epochs=2, verbose=0, callbacks=[callback], shuffle=False
-    )
-    assert list(callback.table) == ["kind", "colour"]
-    for name, units in (("kind", CLASSES), ("colour", 3)):
-        kernel = model.get_layer(name).get_weights()[0]
-        expected = reference.Training(kernel, collect="all")
-        for _ in range(2):
-            expected.epoch([(x, y[name], None)])
-        assert_close(callback.table[name], expected.table, trained=True)
-        confidence = history.history[f"{name}_soft_label_confidence"][-1]
-        assert confidence == close(np.trace(expected.table) / units)
-    assert len(model.evaluate(x, y, verbose=0)) == len(
-        [name for name in history.history if "soft_label" not in name]
-    )
-
-
 def test_the_table_is_a_copy(batches, kernel):
     callback = GlobalSoftLabel()
     fit(fresh(kernel), batches, 1, [callback])
@@ -596,33 +558,6 @@ def test_the_table_is_a_copy(batches, kernel):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         GlobalSoftLabel(**arguments)
-
-
-def test_a_model_without_the_loss_is_refused(batches, kernel):
-    model = linear_model(kernel)
-    model.compile("sgd", "categorical_crossentropy")
-    message = (
-        "needs a model compiled with a SoftLabelCrossentropy.*"
-        "model.loss='categorical_crossentropy'. Compile the model with"
-    )
-    with pytest.raises(ValueError, match=message):
-        fit(model, batches, 1, [GlobalSoftLabel()])
-
-
-def two_headed_model():
-    inputs = keras.Input((FEATURES,))
-    heads = [keras.layers.Dense(CLASSES, name=name)(inputs) for name in ("a", "b")]
-    return keras.Model(inputs, heads)
-
-
-@pytest.mark.parametrize("single", [True, False])
-def test_one_loss_for_two_outputs_is_refused(single):
-    model = two_headed_model()
-    loss = SoftLabelCrossentropy(from_logits=True)
-    model.compile("sgd", loss if single else [loss, loss])
-    x, y = np.zeros((4, FEATURES)), np.eye(CLASSES)
-    with pytest.raises(ValueError, match="Each output needs its own SoftLabel"):
-        model.fit(x, [y, y], callbacks=[GlobalSoftLabel()], verbose=0)
 
 
 def test_two_of_these_callbacks_in_one_fit_are_refused(batches, kernel):

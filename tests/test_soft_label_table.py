@@ -22,17 +22,6 @@ def test_it_starts_as_the_identity_without_evidence(table):
     np.testing.assert_array_equal(numpy_of(table.switch.variable), [0, 0])
 
 
-def test_resetting_the_metrics_turns_it_off_and_loses_nothing(table, rng):
-    table.switch.turn_on(0.5)
-    np.testing.assert_array_equal(numpy_of(table.switch.variable), [0.5, 1])
-    labels = rng.dirichlet(np.ones(3), size=4).astype("float32")
-    table.add_batch(labels, labels, np.ones(4, "float32"))
-    evidence = numpy_of(table.cross)
-    table.reset_state()
-    np.testing.assert_array_equal(numpy_of(table.switch.variable), [0, 0])
-    np.testing.assert_array_equal(numpy_of(table.cross), evidence)
-
-
 def test_an_epoch_ends_with_equation_8_and_no_evidence(table, rng):
     labels, probabilities = rng.dirichlet(np.ones(3), size=(2, 9)).astype("float32")
     expected = np.eye(3)
