@@ -94,7 +94,7 @@ def few_steps(eagerly):
     import keras
 
     keras.config.set_max_epochs(2)
-    keras.config.set_max_steps_per_epoch(3)
+    keras.config.set_max_steps_per_epoch(2)
     yield
     keras.config.set_max_steps_per_epoch(None)
     keras.config.set_max_epochs(None)
