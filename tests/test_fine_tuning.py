@@ -28,7 +28,7 @@ def narrow(weights=None, include_top=False, input_shape=None, pooling=None, **un
         keras.layers.Conv2D(4, 3, strides=4),
         keras.layers.BatchNormalization(),
         keras.layers.GlobalAveragePooling2D(),
-        keras.layers.Rescaling(100.0),  # features as large as some real ones
+        keras.layers.Rescaling(100.0),  # large features
     ]
     model = keras.Sequential(layers)
     if weights:

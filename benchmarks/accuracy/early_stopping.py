@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import provenance
 import tensorflow as tf
+from tables import SCORES
 from training import compare, scores
 
 from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
@@ -168,9 +169,7 @@ def settings():
 COLUMNS = {  # score: heading, factor, digits
     "epochs": ("epochs", 1, 0),
     "accuracy": ("accuracy %", 100, 1),
-    "nll": ("NLL, nats", 1, 3),
-    "scaled_nll": ("NLL after one temperature", 1, 3),
-    "ece": ("ECE %", 100, 1),
+    **{score: SCORES[score] for score in ("nll", "scaled_nll", "ece")},
 }
 
 

@@ -133,7 +133,7 @@ def _add_run(parser):
     add("--out", type=Path, metavar="DIR", help="default: in runs/")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--deterministic", action="store_true",
-        help="repeat the same figures exactly, at some cost in speed")
+        help="have TensorFlow repeat its results, at some cost in speed")
     add("--validate-every", type=int, default=1, metavar="N", help="epochs")
     add("--quiet", action="store_true", help="no progress bar")
     add("--smoke", action="store_true",
