@@ -98,3 +98,18 @@ def few_steps(eagerly):
     yield
     keras.config.set_max_steps_per_epoch(None)
     keras.config.set_max_epochs(None)
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch):
+    """Save each figure as one pixel: drawing costs more than the few steps of a test.
+
+    Other tests draw the same figures.
+    """
+    import numpy as np
+    from matplotlib import figure, image
+
+    def save(self, file, **kwargs):
+        image.imsave(file, np.zeros((1, 1, 3)), format="png")
+
+    monkeypatch.setattr(figure.Figure, "savefig", save)

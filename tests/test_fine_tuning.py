@@ -68,7 +68,7 @@ class StopBeforeSecondEpochOfAll(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.usefixtures("eagerly")
+@pytest.mark.usefixtures("eagerly", "blank_pictures")
 # Keras tells CSVLogger nothing of a `fit` that was stopped: its file stays open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_head_trains_first_then_all_and_a_stopped_run_goes_on_with_all(

@@ -160,7 +160,7 @@ def test_held_out_images_are_the_same_for_every_seed_and_never_trained_on():
         data.split(images, labels, 100, 0)
 
 
-@pytest.mark.usefixtures("eagerly")
+@pytest.mark.usefixtures("eagerly", "blank_pictures")
 @pytest.mark.filterwarnings("ignore:Even though")  # that tf.data keeps its graphs
 def test_plain_training_stopped_early_ends_with_the_best_validation_nll(tmp_path, rng):
     """With random labels the best epoch is an early one."""
