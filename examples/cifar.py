@@ -17,7 +17,6 @@ your own data write another `load`.
 import numpy as np
 from training import arguments, data, fit
 from training.methods import METHODS
-from training.networks import NONE, PRESET
 
 
 def parse_arguments(argv=None, methods=METHODS):
@@ -31,18 +30,7 @@ def parse_arguments(argv=None, methods=METHODS):
         help="read a file saved by NumPy instead of TFDS, with train_images, "
         "train_labels, test_images, test_labels and names",
     )
-    add(
-        "--scale-to",
-        type=int,
-        metavar="SIDE",
-        help="pixels a side that a pretrained network sees; it scales the images "
-        "itself (default: as they are)",
-    )
-    args = arguments.parse(parser, lambda args: args.dataset, argv)
-    in_applications = args.weights not in (NONE, PRESET)
-    if args.scale_to and not (in_applications or args.smoke):
-        parser.error("--scale-to is for a network of keras.applications with --weights")
-    return args
+    return arguments.parse(parser, lambda args: args.dataset, argv)
 
 
 def load(args):

@@ -1,5 +1,6 @@
 """Tables of the runs that grid.py has made: accuracy, likelihood, calibration."""
 
+import functools
 from collections import Counter
 
 import grid
@@ -26,6 +27,7 @@ RIVALS = [  # candidates for the best rival of a setting
 BEST_RIVAL = "the best rival"  # as a baseline
 
 
+@functools.cache
 def runs_of(name):
     """The grid, the number of runs that it compares, and the finished ones.
 

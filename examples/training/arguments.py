@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 
 from training.methods import METHODS, with_names
-from training.networks import ABOUT, NONE, check_weights, of_name
+from training.networks import ABOUT, NONE, PRESET, check_weights, of_name
 
 OWN = {  # flags of some methods only: what they must be, and its test
     "share": ("from 0 to 1", lambda x: 0 <= x <= 1),
@@ -21,6 +21,7 @@ AT_LEAST_ONE = (
     "devices",
     "validate_every",
     "held_out",
+    "scale_to",
 )
 # Peak learning rates: of SGD, and of Adam, for features of any scale.
 FROM_SCRATCH, FINE_TUNING = 0.1, 1e-4
@@ -103,6 +104,9 @@ def add_training(parser):
         help="for keras.applications: imagenet, which Keras downloads, or a FILE of "
         "weights without the top layer; for KerasHub: preset; none trains from scratch "
         "(default: %(default)s)")
+    add("--scale-to", type=int, metavar="SIDE",
+        help="with --weights of keras.applications: pixels a side of the network's "
+        "input; it scales the images itself (default: as they are)")
     add("--head-epochs", type=int, default=5, metavar="N",
         help="with --weights: first train only the new last layer, for N epochs "
         "(default: %(default)s)")
@@ -194,6 +198,8 @@ def check(args, parser):
         check_weights(args.network, args.weights)
     except ValueError as error:
         parser.error(f"--network {error}")
+    if args.scale_to and args.weights in (NONE, PRESET):
+        parser.error("--scale-to is for a network of keras.applications with --weights")
     if args.learning_rate is None:
         args.learning_rate = FROM_SCRATCH if args.weights == NONE else FINE_TUNING
     if args.on_device:

@@ -109,8 +109,9 @@ def network_of(args, random=False):
     if args.weights == NONE:
         return of_name(args.network)
     weights = None if random or args.smoke else args.weights
-    size = getattr(args, "scale_to", None)
-    return functools.partial(pretrained, args.network, weights, image_size=size)
+    return functools.partial(
+        pretrained, args.network, weights, image_size=args.scale_to
+    )
 
 
 def train_head(method, network, batches, args, callbacks):
