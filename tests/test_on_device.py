@@ -186,4 +186,4 @@ cifar.main(sys.argv[1:])
 def test_what_needs_tf_data_is_refused(flags, capsys):
     with pytest.raises(SystemExit):
         arguments(*flags)
-    assert "--on-device is for one device" in capsys.readouterr().err
+    assert "--on-device needs one device" in capsys.readouterr().err
