@@ -101,10 +101,10 @@ def few_steps(eagerly):
 
 
 @pytest.fixture
-def blank_pictures(monkeypatch):
-    """Save each figure as one pixel: drawing costs more than the few steps of a test.
+def blank_pictures():
+    """Save each figure as one pixel, until the test calls this.
 
-    Other tests draw the same figures.
+    Drawing costs more than the few steps of a test. Other tests draw the same figures.
     """
     import numpy as np
     from matplotlib import figure, image
@@ -112,4 +112,6 @@ def blank_pictures(monkeypatch):
     def save(self, file, **kwargs):
         image.imsave(file, np.zeros((1, 1, 3)), format="png")
 
-    monkeypatch.setattr(figure.Figure, "savefig", save)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure.Figure, "savefig", save)
+        yield patch.undo

@@ -58,9 +58,10 @@ def run(images, *flags):
 # Keras tells CSVLogger nothing of a `fit` that was stopped: its file stays open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
-    images, monkeypatch, capsys
+    images, monkeypatch, capsys, blank_pictures
 ):
     """With a learning rate at which nothing is learned."""
+    draw_pictures = blank_pictures
     out = images.parent / "out"
 
     def stop(self, epoch, logs=None):
@@ -87,6 +88,7 @@ def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
     assert "# Not decided: plain training underfits" in said
     assert "Ended early. Plain training underfits" in said and "--all-runs" in said
     assert "image_folder.py" in said.split("Next. ")[1].splitlines()[2]
+    draw_pictures()
     results = run(images, *flags, "--runs", "2", "--all-runs")
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
     assert list(results) == ["erm", "mixavg"] and len(results["erm"]) == 2
