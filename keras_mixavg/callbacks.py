@@ -27,6 +27,7 @@ from keras_mixavg.soft_label_table import SoftLabelTable, view_of
 COLLECT = ("correct", "all")
 FADE_OUT = 0.3  # in place of None
 LEARNING_RATE = "learning_rate"
+COMPILED = -1  # in place of an epoch
 
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
@@ -131,7 +132,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self.collect: str = collect
         self.fade_out: float | str | None = fade_out
         self._epochs: int | None = None  # of this training
-        self._highest_rate: float = 0.0  # the highest learning rate of this training
+        self._rates: dict[int, float] = {}  # learning rates of this training, by epoch
         self._losses: dict[str, SoftLabelCrossentropy] = {}
         self._tables: dict[str, SoftLabelTable] = {}
         self._weights: dict[str, float] = {}  # of the current epoch, else empty
@@ -177,12 +178,11 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         checks.refuse_multi_worker_strategy(model)
         self._losses = soft_label_losses(model)
         params: dict[str, Any] = self.params or {}
-        self._epochs = params.get("epochs")
+        self._epochs, self._done, self._rates = params.get("epochs"), None, {}
         self._check_fade_out()
         self._tables = {name: loss.table for name, loss in self._losses.items()}
         self._weights = {}
         self._warned = set()
-        self._done, self._highest_rate = None, 0.0
         forget_other_tables(model, self._losses)
         for name, table in self._tables.items():
             table.switch.claim(model)
@@ -210,7 +210,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                     f"optimizer. {given} Compile the model with one, or pass a "
                     "`fade_out` in [0, 1]."
                 )
-            self._share_of_rate()  # a backup may be restored after this
+            self._share_of_rate(COMPILED)  # a backup may be restored after this
         elif self._epochs is None:
             raise ValueError(
                 "`fade_out` needs the number of epochs, and this loop has none. "
@@ -222,7 +222,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         if callable(loss.global_weight):
             return weight
         if self.fade_out == LEARNING_RATE:
-            return weight * self._share_of_rate()
+            return weight * self._share_of_rate(epoch)
         if self._epochs is None:
             return weight
         return weight * equations.fading(epoch, self._epochs, self._fade_share)
@@ -231,11 +231,16 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     def _fade_share(self) -> float:
         return FADE_OUT if self.fade_out is None else float(self.fade_out)
 
-    def _share_of_rate(self) -> float:
-        """The learning rate as a share of the highest one in this training."""
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        self._highest_rate = max(self._highest_rate, rate)
-        return rate / self._highest_rate if self._highest_rate else 1.0
+    def _share_of_rate(self, epoch: int) -> float:
+        """The learning rate as a share of the highest one in this training.
+
+        That of the compiled model counts only in a training that is resumed.
+        """
+        if epoch == 0:
+            self._rates.clear()
+        self._rates[epoch] = rate = float(view_of(self.model.optimizer.learning_rate))
+        highest = max(self._rates.values())
+        return rate / highest if highest else 1.0
 
     def _build_if_known(self, name: str, table: SoftLabelTable) -> None:
         """Create the variables if the number of classes is known."""
@@ -353,12 +358,17 @@ class GlobalSoftLabel(keras.callbacks.Callback):
 
     def _warn_if_not_faded(self) -> None:
         """Warn if training ended before the weight had faded out."""
-        fades = self.fade_out not in (0, LEARNING_RATE) and any(
+        weighted = any(
             not callable(loss.global_weight) and loss.global_weight > 0
             for loss in self._losses.values()
         )
         done, epochs = self._done, self._epochs
-        if not fades or done is None or epochs is None or done >= epochs:
+        if not weighted or self.fade_out == 0 or done is None:
+            return
+        if self.fade_out == LEARNING_RATE:
+            self._warn_if_the_rate_never_fell()
+            return
+        if epochs is None or done >= epochs:
             return
         weight = equations.fading(done - 1, epochs, self._fade_share)
         if weight < 0.01:  # as good as faded
@@ -372,6 +382,19 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             "keras.callbacks.EarlyStopping(...), "
             'GlobalSoftLabel(fade_out="learning_rate")], or fit a temperature on '
             "held-out images. `fade_out=0` keeps the weight, without this warning.",
+        )
+
+    def _warn_if_the_rate_never_fell(self) -> None:
+        rates = [rate for epoch, rate in self._rates.items() if epoch != COMPILED]
+        if len(rates) < 2 or rates[-1] < max(self._rates.values()):
+            return  # one epoch may be part of a longer loop
+        self._warn_once(
+            "not faded",
+            "Training ended at its highest learning rate, where the global soft labels "
+            "still had all of their weight, so the network is underconfident. Lower "
+            "the rate before training ends, as keras.callbacks.ReduceLROnPlateau(...) "
+            "or a schedule does, leave out `fade_out`, or fit a temperature on "
+            "held-out images.",
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         y_true = equations.one_hot(given, predictions)
         shape = tuple(predictions.shape)
         self._check_shapes(tuple(y_true.shape), shape)
-        if self.table.switch.attached and getattr(given.shape, "rank", 0) is not None:
+        if getattr(given.shape, "rank", 0) is not None:
             self._check_metrics(tuple(given.shape), shape)
         self.seen_classes = shape[-1]
         if self._uses_table(y_pred):  # first: a mask changes torch's weights
@@ -234,10 +234,12 @@ class SoftLabelCrossentropy(keras.losses.Loss):
 
     def _check_metrics(self, y_true: tuple, y_pred: tuple) -> None:
         """Refuse unfit metrics here: Keras updates them after the loss."""
-        model = self.table.switch.owner
+        switch, model = self.table.switch, self.table.switch.owner
+        if not (switch.is_on or switch.evaluating):  # or another model calls
+            return
         if model is None or has_steps_of_its_own(model):
             return
-        phase = "evaluation" if self.table.switch.evaluating else "training"
+        phase = "evaluation" if switch.evaluating else "training"
         metrics = metrics_of(model, self.output)
         keras_metrics.check(metrics, y_true, y_pred, phase)
 

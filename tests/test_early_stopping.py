@@ -70,8 +70,7 @@ def test_an_end_as_planned_is_not_remarked_upon():
     """Any warning is an error here."""
     assert epochs_of([GlobalSoftLabel()], 4) == 4
     assert epochs_of([GlobalSoftLabel()], 1) == 1
-    for fade_out in (0, "learning_rate"):
-        assert epochs_of([GlobalSoftLabel(fade_out=fade_out), Stop(2)], 9) == 2
+    assert epochs_of([GlobalSoftLabel(fade_out=0), Stop(2)], 9) == 2
     for weight in (0.0, lambda epoch: 0.5):
         assert epochs_of([GlobalSoftLabel(), Stop(2)], 9, weight) == 2
     for epoch in range(3):  # an epoch at a time
@@ -130,6 +129,44 @@ def test_a_plateau_fades_the_weight_and_early_stopping_needs_no_warning(rng):
     history = fit(model, [batches], 20, callbacks, validation_data=(x, y))
     assert len(history.epoch) == 4
     np.testing.assert_allclose(weights.seen, [1, 1, 0.5, 0.25], rtol=1e-6)
+
+
+def test_a_rate_that_never_fell_is_said_once_with_what_to_do():
+    follows = GlobalSoftLabel(fade_out="learning_rate")
+    message = "at its highest learning rate, .*ReduceLROnPlateau.* leave out `fade_out`"
+    for rates in ([0.1, 0.1, 0.1], [0.1, 0.2, 0.2]):
+        with pytest.warns(UserWarning, match=message) as warned:
+            epochs_of([SetRate(rates), follows, Stop(2)], 9)
+        assert len(warned) == 1
+    epochs_of([SetRate([0.2, 0.1, 0.1]), follows, Stop(2)], 9)  # it fell
+    for epoch in range(2):  # an epoch at a time
+        epochs_of([follows], epoch + 1, initial_epoch=epoch)
+
+
+def test_a_resumed_run_fades_from_the_rate_of_the_compiled_model(tmp_path, rng):
+    """Killed after an epoch at a tenth of the rate, and resumed from its backup."""
+    batches = averaged_batches(rng, sizes=(8,))
+
+    def train(extra=()):
+        weights = Weights()
+        callbacks = [
+            GlobalSoftLabel(fade_out="learning_rate"),
+            keras.callbacks.BackupAndRestore(tmp_path),
+            weights,
+            keras.callbacks.LearningRateScheduler(lambda e: 0.1 if e < 1 else 0.01),
+            *extra,
+        ]
+        fit(compiled_model(np.zeros((FEATURES, CLASSES))), batches, 5, callbacks)
+        return weights.seen
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train([Kill()])
+    np.testing.assert_allclose(train(), [0.1, 0.1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])

@@ -245,3 +245,19 @@ def test_metrics_of_a_model_with_steps_of_its_own_are_left_alone():
     result = model.evaluate(x, numbers, verbose=0, return_dict=True)
     expected = np.mean(model.predict(x, verbose=0).argmax(axis=1) == numbers)
     assert result["sparse_categorical_accuracy"] == pytest.approx(expected)
+
+
+def test_metrics_of_another_model_with_the_same_loss_are_left_alone():
+    loss = SoftLabelCrossentropy(from_logits=True)
+
+    def compiled(metric):
+        layers = [keras.Input((CLASSES,)), keras.layers.Dense(CLASSES)]
+        model = keras.Sequential(layers)
+        model.compile("sgd", loss, metrics=[metric], run_eagerly=EAGERLY)
+        return model
+
+    x = LABELS.predictions
+    first, second = compiled("accuracy"), compiled(SoftLabelAccuracy())
+    first.fit(x, LABELS.numbers, callbacks=[GlobalSoftLabel()], verbose=0)
+    second.fit(x, LABELS.one_hot, validation_data=(x, LABELS.pairs), verbose=0)
+    second.evaluate(x, LABELS.pairs, verbose=0)
