@@ -236,9 +236,12 @@ def progress_of(args):
 
 
 def check_out(args):
-    """All results in a folder must have the same options."""
+    """All results in a folder must have the same options and images."""
     more = {"out", "runs", "compared", "all_runs"}  # these may change
     settings = {k: v for k, v in record.settings(args).items() if k not in more}
+    settings["backend"] = keras.backend.backend()
+    folders = [args.folder, *([args.validation] if args.validation else [])]
+    settings["images"] = [folder.fingerprint(each) for each in folders]
     path = args.out / "settings.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +251,7 @@ def check_out(args):
     if changed:
         raise SystemExit(
             f"{args.out} has runs with other options: {', '.join(changed)}. Choose "
-            "another --out, or pass the same options to continue."
+            "another --out, or use the same options and images to continue."
         )
 
 

@@ -315,13 +315,16 @@ def test_a_table_has_the_means_and_the_differences_of_what_is_there():
 
 
 def test_the_summary_has_absolute_accuracies_and_names_the_best_rival(monkeypatch):
-    less = {**RUNS, "plain training": {0: line(0.4, 0.6)}, "CutMix": {}}
+    less = {**RUNS, "plain training": {0: line(0.4, 0.6)}}
+    less["CutMix"] = {0: line(0.99, 0.7)}  # with fewer seeds than ours it is not shown
+    less["keras.layers.CutMix"] = RUNS["not yet"] | RUNS["CutMix"]
     shown = [("one", RUNS), ("two", less)]
     monkeypatch.setattr(tables, "settings_shown", lambda: shown)
     header, _, one, two = map(cells, tables.summary().splitlines())
     assert one[:8] == ["one", "3", "99", "51.0", "52.0", "53.0", "54.0", "**57.0**"]
     assert one[8] == "**+6.00 [+3.52, +8.48]**" and one[9].endswith(", CutMix")
-    assert two[5] == "-" and two[9].endswith(", MixUp")
+    assert two[5] == "53.0 (keras.layers)"
+    assert two[9].endswith(", keras.layers.CutMix")
     assert two[2] == "60" and two[8] == "+15.00"
     steps = cells(tables.steps().splitlines()[2])
     assert steps[2:] == ["**+3.00 [+3.00, +3.00]**", "+3.00 [+0.52, +5.48]".join(

@@ -34,13 +34,17 @@ def test_an_epoch_that_was_repeated_counts_once(tmp_path):
 
 
 def test_an_epoch_without_validation_has_no_test_scores(tmp_path):
-    lines = ["epoch,loss,val_loss", "0,1.0,NA", "1,0.5,0.7", "2,0.4,", ""]
+    """A resumed run may log fewer columns."""
+    lines = ["epoch,loss,val_loss", "0,1.0,NA", "1,0.5,0.7", "2,0.4,", "3,0.4", ""]
     (tmp_path / "history.csv").write_text("\n".join(lines))
     history = record.read_history(tmp_path)
-    np.testing.assert_array_equal(history["val_loss"], [np.nan, 0.7, np.nan])
-    history["accuracy"] = history["val_accuracy"] = [0.0, 0.0, 0.0]
-    lines = pictures.draw_curves("", record.curves_of(history)).axes[1].lines
-    assert [len(line.get_xdata()) for line in lines] == [3, 1]
+    np.testing.assert_array_equal(history["val_loss"], [np.nan, 0.7, np.nan, np.nan])
+    history["accuracy"] = history["val_accuracy"] = [0.0, 0.0, 0.0, 0.0]
+    for validates, name in ((False, "test"), (True, "validation")):
+        curves = record.curves_of(history, validates)
+        lines = pictures.draw_curves("", curves).axes[1].lines
+        assert [len(line.get_xdata()) for line in lines] == [4, 1]
+        assert list(curves)[1] == name
 
 
 def test_the_bins_of_the_scores_give_the_calibration_error(rng):

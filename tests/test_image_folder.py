@@ -106,6 +106,9 @@ def test_a_comparison_stops_goes_on_ends_early_and_takes_more_runs(
     assert_whole((out / "page.html").read_text(), ["MixAvg", "python ", "keras 3."])
     with pytest.raises(SystemExit, match="runs with other options: epochs"):
         run(images, "--epochs", "3", *flags)
+    shutil.copy(images / "sky/1.png", images / "sky/more.png")
+    with pytest.raises(SystemExit, match="other options: images.*same options and im"):
+        run(images, *flags)
 
 
 def assert_whole(text, parts):
@@ -452,6 +455,8 @@ def test_runs_end_where_more_of_them_would_change_nothing():
     assert answer.no_more_runs(results(1), args) is None
     assert answer.no_more_runs(results(3), args) is None  # not all images are tested
     assert "too few" in answer.no_more_runs(results(5), args)
+    decided = {"erm": runs_of([0.5] * 5), "mixavg": runs_of([0.9] * 5)}
+    assert answer.no_more_runs(decided, args).endswith("the same images again.")
     args = args_of("--runs", "20", "--validation", "other")
     assert "too few" in answer.no_more_runs(results(3), args)
 

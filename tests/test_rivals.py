@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from training import data, fit, mixing
+from training import batches, data, fit, mixing
 from training.batches import BATCHES, Epoch
 from training.methods import METHODS
 
@@ -129,6 +129,16 @@ def test_a_method_takes_its_own_options_alone(capsys):
     assert "--share must be from 0 to 1, not 2.0" in capsys.readouterr().err
 
 
+def test_regmixup_has_each_batch_whole_and_then_mixed_with_one_weight():
+    batches = tf.data.Dataset.from_tensors((np.zeros((8, 4, 4, 3)), np.arange(8)))
+    _, y = next(iter(method("regmixup").mix(batches, Epoch().number)))
+    np.testing.assert_array_equal(y[:8], np.eye(8))
+    top = np.max(y[8:], axis=1)
+    mixed = top[top < 1]  # the others are their own partners
+    assert len(mixed) > 2 and 0.5 <= mixed[0] < 1
+    np.testing.assert_allclose(mixed, mixed[0], rtol=1e-6)
+
+
 def test_whole_images_end_the_training():
     """By the epoch from the callback, in the batches of `fit`."""
 
@@ -162,17 +172,34 @@ def test_held_out_images_are_the_same_for_every_seed_and_never_trained_on():
 
 @pytest.mark.usefixtures("eagerly", "blank_pictures")
 @pytest.mark.filterwarnings("ignore:Even though")  # that tf.data keeps its graphs
-def test_plain_training_stopped_early_ends_with_the_best_validation_nll(tmp_path, rng):
-    """With random labels the best epoch is an early one."""
+# Keras tells CSVLogger nothing of a `fit` that was stopped: its file stays open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_plain_training_stopped_early_ends_with_the_best_validation_nll(
+    tmp_path, rng, monkeypatch
+):
+    """With random labels the best epoch is an early one. A stopped run starts again."""
     images = rng.integers(0, 256, (100, 8, 8, 3)).astype("uint8")
     labels = rng.integers(0, 10, 100)
+    images[:, 0, 0, 0] = labels
     names = [str(number) for number in range(10)]
     flags = ["--smoke", "--method", "stopped_early", "--out", str(tmp_path / "run")]
     args = cifar.parse_arguments([*flags, "--quiet"])
     args.train_examples, args.learning_rate, args.epochs = None, 0.5, 3
-    seen = {}
+    args.label_noise, args.batch_size = 0.4, 100
+    seen, wrong = {}, []
+    batches_of = batches.validation_batches
+
+    def validation_batches(images, labels, *rest):
+        wrong.append(np.mean(images[:, 0, 0, 0] != labels))
+        return batches_of(images, labels, *rest)
+
+    monkeypatch.setattr(batches, "validation_batches", validation_batches)
 
     class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1 and not args.resume:
+                raise KeyboardInterrupt
+
         def on_epoch_end(self, epoch, logs=None):
             seen[logs["val_nll"]] = self.model.get_weights()
 
@@ -180,7 +207,13 @@ def test_plain_training_stopped_early_ends_with_the_best_validation_nll(tmp_path
             self.last = self.model
 
     look = Look()
+    with pytest.raises(KeyboardInterrupt):
+        fit.train(args, (images, labels), (images, labels), names, extra=[look])
+    args.resume, args.batch_size = True, 100
+    seen.clear()
     fit.train(args, (images, labels), (images, labels), names, extra=[look])
     assert len(seen) == 3
+    assert args.batch_size == 90  # all that are left of 100
+    assert 0.1 <= wrong[0] <= 0.7  # of ten images, as many as of the others: .4
     for one, best in zip(look.last.get_weights(), seen[min(seen)], strict=True):
         np.testing.assert_array_equal(one, best)

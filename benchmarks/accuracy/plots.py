@@ -32,7 +32,7 @@ def is_ours(method):
 
 def styles(methods):
     """The line style of each method: four have colours, the rest is grey."""
-    mixup = next((name for name in tables.of_either("mixup") if name in methods), None)
+    mixup = tables.of_either(methods, "mixup")
     colours = {PLAIN: "k", mixup: "C0", PAIRS: "C4", OURS: "C1"}
     grey = {"color": "0.8", "lw": 1, "marker": ""}
     rest = [name for name in methods if name not in colours]
@@ -85,13 +85,13 @@ def draw_gains():
     figure.suptitle("How much more accurate than plain training?")
     for row, (_, methods) in enumerate(shown):
         plain = tables.values(methods[PLAIN], "accuracy")
-        of = [tables.of_either("mixup"), tables.of_either("cutmix"), [PAIRS], [OURS]]
-        for i, (names, colour) in enumerate(zip(of, colours.values(), strict=True)):
-            runs = next((methods[n] for n in names if methods.get(n)), {})
-            ours = tables.values(runs, "accuracy")
+        mixup, cutmix = (tables.of_either(methods, m) for m in ("mixup", "cutmix"))
+        names = mixup, cutmix, PAIRS, OURS
+        for i, (name, colour) in enumerate(zip(names, colours.values(), strict=True)):
+            ours = tables.values(methods.get(name, {}), "accuracy")
             if seeds := sorted(set(plain) & set(ours)):
                 gain, half = compare.interval([ours[s] - plain[s] for s in seeds])
-                half = half if np.isfinite(half) else 0
+                half = half if np.isfinite(half) else None
                 y = row + 0.18 * (i - 1.5)
                 ax.errorbar(gain, y, xerr=half, fmt="o", ms=5, c=colour, capsize=3)
     for label, colour in colours.items():
@@ -124,7 +124,8 @@ def reliability(found):
 def curves(found):
     """The curves of each method in the last setting: the mean of its runs."""
     setting, methods = list(found.items())[-1]
-    methods = {name: runs for name, runs in methods.items() if runs}
+    other_images = NAMES["stopped_early"]  # it validates on training images
+    methods = {m: runs for m, runs in methods.items() if runs and m != other_images}
 
     def mean_of(runs, key):
         curves = [line["history"][key] for line in runs.values()]

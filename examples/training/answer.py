@@ -456,7 +456,8 @@ def no_more_runs(results, args):
     if done >= compare.PAIRS and whole:
         found = difference(results[candidate(results)], results[PLAIN], ACCURACY)
         if found.over_images >= found.over_runs:
-            return "More runs would test the same images again, and these are too few."
+            too_few = "" if found.says else ", and these are too few"
+            return f"More runs would test the same images again{too_few}."
     return None
 
 

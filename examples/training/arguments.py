@@ -59,7 +59,8 @@ def _add_method(parser, methods):
         help="for mixup and cutmix: share of batches that are mixed (default: 1 for "
         "mixup, 0.5 for cutmix)")
     add("--alpha", type=float,
-        help="for mixup and cutmix: of the Beta distribution (default: 1)")
+        help="for mixup, cutmix and regmixup: of the Beta distribution (default: 1; 10 "
+        "for regmixup)")
     add("--smoothing", type=float,
         help="for label_smoothing and mixup_or_cutmix (default: 0.1)")
     add("--global-weight", type=float,

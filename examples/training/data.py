@@ -3,6 +3,7 @@
 import numpy as np
 
 HELD_OUT = 1000  # the seed of --held-out, the same in every run
+VALIDATION = 2000  # added to the seed of a run, whose own draws other choices
 
 
 def few_of_each_class(images, labels, count, seed):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -73,7 +74,11 @@ def train(args, training, test, names, extra=()):
     validation, every = test, args.validate_every
     if method.validation_share:
         count, every = round(method.validation_share * len(labels)), 1
-        (images, labels), validation = data.split(images, labels, count, args.seed)
+        seed = data.VALIDATION + args.seed
+        (images, labels), validation = data.split(images, labels, count, seed)
+        args.batch_size = min(args.batch_size, len(labels))
+    if not method.resumes:  # then it starts again
+        shutil.rmtree(args.out / "backup", ignore_errors=True)
     batches = feed.training(images, labels, method, args, epoch)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

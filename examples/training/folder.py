@@ -1,6 +1,7 @@
 """Read and check a folder of class folders of images."""
 
 import functools
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -88,6 +89,13 @@ def images_in(folder):
     return sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ)
 
 
+def fingerprint(folder):
+    """Changes when an image comes or goes, or gets another name or size in bytes."""
+    images = [path for each in class_folders(folder) for path in images_in(each)]
+    names = "".join(f"{f.relative_to(folder)} {f.stat().st_size}\n" for f in images)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
 @functools.lru_cache(maxsize=2)  # DIR and --validation, read once for all runs
 def read(folder, side):
     """All images of a folder, as uint8, and their class numbers."""
@@ -100,8 +108,11 @@ def read(folder, side):
         shuffle=False,
         verbose=False,
     )
-    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
-    return np.stack(images).round().astype("uint8"), np.array(labels)
+    count = len(dataset)
+    images, labels = np.empty((count, side, side, 3), "uint8"), np.empty(count, int)
+    for i, (image, label) in enumerate(dataset.as_numpy_iterator()):
+        images[i], labels[i] = image.round(), label
+    return images, labels
 
 
 def parts(labels, count, seed):

@@ -19,6 +19,7 @@ class Plain:
     global_soft_labels = None  # or their settings, which flags override
     options = {}  # flags of this method, and their defaults
     validation_share = 0.0  # of the training images, instead of the test images
+    resumes = True  # whether a run that was stopped can continue
 
     def __init__(self, args, num_classes):
         self.args, self.num_classes = args, num_classes
@@ -78,10 +79,12 @@ class Plain:
 class StoppedEarly(Plain):
     """Plain training that restores the weights with the best validation NLL.
 
-    A tenth of the training images is for validation.
+    A tenth of the training images is for validation. A run that was stopped starts
+    again: Keras' callback does not keep the best weights of its earlier epochs.
     """
 
     validation_share = 0.1
+    resumes = False
 
     def metrics(self):
         return [keras.metrics.CategoricalCrossentropy("nll", from_logits=True)]
@@ -259,6 +262,28 @@ class MixUpOrCutMix(MixUp):
         return images, (1 - smoothing) * labels + smoothing / self.num_classes
 
 
+class RegMixup(MixUp):
+    """RegMixup as published: each batch twice, whole and mixed by mixup.
+
+    One weight from Beta(--alpha, --alpha) for a whole batch. The authors' code has 10
+    for CIFAR-100 and 20 for CIFAR-10.
+    """
+
+    options = {"alpha": 10.0}
+
+    def mixed_with(self, ops, images, labels, partners, draws):
+        weight = self.draw_weight(ops, self.option("alpha"), draws)
+        mixed = mixing.mixup(images, labels, partners, weight, ops)
+        return twice(ops, (images, labels), mixed)
+
+
+def twice(ops, whole, mixed):
+    """A batch that is followed by what has been mixed of it."""
+    return tuple(
+        ops.numpy.concatenate(both, 0) for both in zip(whole, mixed, strict=True)
+    )
+
+
 class KerasMixUp(Drawn):
     """keras.layers.MixUp with alpha 1: a new weight for each image."""
 
@@ -285,17 +310,14 @@ class KerasCutMix(KerasMixUp):
         return keras.layers.CutMix(factor=1.0, dtype="float32")
 
 
-class RegMixup(KerasMixUp):
-    """Each batch twice: clean, and mixed with weights from Beta(10, 10)."""
+class KerasRegMixup(KerasMixUp):
+    """RegMixup with keras.layers.MixUp: a new weight for each image."""
 
     def layer(self, rate):
         return keras.layers.MixUp(alpha=10.0, dtype="float32")
 
     def put_together(self, ops, images, labels, mixed_images, mixed_labels):
-        return (
-            ops.numpy.concatenate([images, mixed_images], axis=0),
-            ops.numpy.concatenate([labels, mixed_labels], axis=0),
-        )
+        return twice(ops, (images, labels), (mixed_images, mixed_labels))
 
 
 class Draws(keras.random.SeedGenerator):
@@ -324,6 +346,7 @@ METHODS = {
     "regmixup": RegMixup,
     "keras_mixup": KerasMixUp,
     "keras_cutmix": KerasCutMix,
+    "keras_regmixup": KerasRegMixup,
     "mixavg_local": AveragedPairs,
     "mixavg": AveragedPairsWithTable,
 }
@@ -339,6 +362,7 @@ NAMES = {  # in tables, pictures and texts
     "regmixup": "RegMixup",
     "keras_mixup": "keras.layers.MixUp",
     "keras_cutmix": "keras.layers.CutMix",
+    "keras_regmixup": "RegMixup of keras.layers.MixUp",
     "mixavg_local": "averaged pairs",
     "mixavg": "MixAvg with global soft labels",
 }

@@ -34,7 +34,8 @@ def write(args, model, test, class_names, table, batch, seconds):
     images, labels = test
     logits = logits_of(model, images)
     history = read_history(args.out)
-    curves, p = curves_of(history), np.exp(log_probabilities(logits))
+    validates = args.methods[args.method].validation_share > 0
+    curves, p = curves_of(history, validates), np.exp(log_probabilities(logits))
     about = f"{len(labels):,} test images, ECE {100 * ece(p, labels):.1f} %"
     figures = {
         "curves": pictures.draw_curves("How do accuracy and loss develop?", curves),
@@ -94,7 +95,7 @@ def read_history(out):
     columns = {name: [] for row in rows.values() for name in row}
     for row in rows.values():
         for name, values in columns.items():
-            missing = row[name] in ("", "NA")
+            missing = row[name] in ("", "NA", None)  # a resumed run may log fewer
             values.append(float("nan") if missing else float(row[name]))
     return columns
 
@@ -108,15 +109,20 @@ def add_subtitle(figure, args):
     figure.suptitle(f"{figure.get_suptitle()}\n{subtitle}", fontsize="medium")
 
 
-def curves_of(history):
-    """The two curves of a run, as `pictures.draw_curves` takes them."""
+def curves_of(history, validates=False):
+    """The two curves of a run, as `pictures.draw_curves` takes them.
+
+    Args:
+        history: a dict of columns.
+        validates: whether the run validated on a part of its training images.
+    """
 
     def of(*names):
         return [[history[name]] if name in history else [] for name in names]
 
     return {
         "training, on mixed images and soft labels": of("accuracy", "loss"),
-        "test": of("val_accuracy", "val_loss"),
+        "validation" if validates else "test": of("val_accuracy", "val_loss"),
     }
 
 
