@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -17,12 +18,20 @@ def usable_cores():
     return os.cpu_count() or 1
 
 
+# Not what keras.json in the user's home says, nor limits of another training.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if not WORKER:
+    os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras")
+for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+    os.environ.pop(name, None)
+if sys.platform == "darwin":  # whose GPU has no float64
+    os.environ.setdefault("KERAS_TORCH_DEVICE", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # JAX
 if WORKER:  # workers share the cores, and so do the processes that a test starts
     share = usable_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    for library in ("OMP", "OPENBLAS", "MKL", "TF_NUM_INTRAOP"):
-        os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, share)))
+    for name in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "TF_NUM_INTRAOP"):
+        os.environ.setdefault(f"{name}_THREADS", str(max(1, share)))
 
 # JAX compiles each model of each test; many are the same, and none runs for long. Its
 # files are not written at once, so no two workers may share a folder.
@@ -39,6 +48,8 @@ elif WORKER:
 def pytest_unconfigure():
     if OWN_CACHE:
         shutil.rmtree(OWN_CACHE, ignore_errors=True)
+    if not WORKER:
+        shutil.rmtree(os.environ["KERAS_HOME"], ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -47,7 +58,8 @@ def pytest_xdist_auto_num_workers():
 
     Each takes two gigabytes of memory.
     """
-    return min(usable_cores() + 1, 8)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(usable_cores() + 1, 8, memory // 2**31))
 
 
 def pytest_configure(config):

@@ -210,7 +210,7 @@ def test_labels_outside_the_classes_are_refused(wrong, shape):
 def test_strings_ragged_and_sparse_tensors_are_refused(batch, message):
     with pytest.raises(TypeError, match=message):
         MixAvg()(batch())
-    with pytest.raises(TypeError, match=message.replace("=str$", "=string")):
+    with pytest.raises(TypeError, match=message):
         tf.data.Dataset.from_tensors(batch()).map(MixAvg())
 
 

@@ -286,7 +286,11 @@ def two_processes(tmp_path_factory):
         )
         for number in "01"
     ]
-    outputs = [process.communicate(timeout=300) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=900) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     return [
         (output, np.load(folder / f"{i}.npz")) for i, (output, _) in enumerate(outputs)

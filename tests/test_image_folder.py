@@ -184,6 +184,8 @@ def damage(images, kind):
     elif kind == "one class":
         shutil.rmtree(images / "sky"), shutil.rmtree(images / "red fox")
     elif kind == "case":
+        if (images / "SKY").exists():
+            pytest.skip("this file system does not tell cases apart")
         shutil.copytree(images / "sky", images / "Sky")
     elif kind == "one image":
         for path in sorted((images / "sky").iterdir())[1:]:

@@ -396,7 +396,7 @@ def test_a_truncated_checkpoint_leaves_the_state_as_it_was(batches, tmp_path):
     model.save_weights(path)
     path.write_bytes(path.read_bytes()[:1000])
     before = everything(model)
-    with pytest.raises(OSError, match="truncated"):
+    with pytest.raises(OSError):
         model.load_weights(path)
     assert_same(everything(model), before)
     fit(model, batches, [GlobalSoftLabel()], epochs=1)

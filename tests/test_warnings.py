@@ -20,6 +20,7 @@ Other files have more cases, in tests named for their behaviour:
 - not faded:
   `test_an_end_before_the_weight_has_faded_is_said_once_with_what_to_do`
   `test_an_end_as_planned_is_not_remarked_upon`
+  `test_a_rate_that_never_fell_is_said_once_with_what_to_do`
   `test_nothing_is_said_of_a_fade_after_a_loss_that_is_not_finite`
 - a large table:
   `test_a_large_table_says_beforehand_what_it_takes`
@@ -156,15 +157,6 @@ def ids_that_are_not_averaged(folder, patch):
 
 
 # --- A table that does not come along, or starts anew --------------------------------
-
-
-def a_clone_trains(folder, patch):
-    train(cloned(train(new_model())))
-
-
-def a_loss_of_a_configuration_trains(folder, patch):
-    config = train(new_model()).loss.get_config()
-    train(new_model(SoftLabelCrossentropy.from_config(config)))
 
 
 def a_clone_of_an_untrained_model_trains(folder, patch):
@@ -316,10 +308,6 @@ def an_end_in_the_first_epoch(folder, patch):
     an_end_after(1, 10, 0.3)
 
 
-def an_end_while_the_weight_fades(folder, patch):
-    an_end_after(9, 10, 0.3)
-
-
 def an_end_at_two_thousandths_of_the_weight(folder, patch):
     an_end_after(999, 1000, 1.0)
 
@@ -357,12 +345,6 @@ def a_fit_that_is_not_given_the_epoch(folder, patch):
     model.compile("sgd", "mse", run_eagerly=EAGERLY)
     data = MixAvg()(dataset(), epoch=CurrentEpoch())
     model.fit(data, epochs=3, verbose=0, shuffle=False)
-
-
-def looks_without_a_fit(folder, patch):
-    data = MixAvg()(dataset(), epoch=CurrentEpoch())
-    for _ in range(4):
-        list(data)
 
 
 def looks_before_and_after_a_fit(folder, patch):
@@ -411,8 +393,6 @@ NO_STEP = "Epoch 0 trained without the global soft labels"
 BRING = [
     ("look like token ids", ids_in_a_map, ONCE),
     ("look like token ids", ids_with_given_partners, ONCE),
-    ("the table did not come with it", a_clone_trains, ONCE),
-    ("the table did not come with it", a_loss_of_a_configuration_trains, ONCE),
     (
         f"{ANEW}.* table of output 'b' starts anew",
         a_new_loss_for_one_of_two_outputs,
@@ -427,14 +407,12 @@ BRING = [
     (f"^1 sample was {LEFT_OUT}.* whole and", a_class_number_that_is_not_whole, ()),
     (f"^3 samples were {LEFT_OUT}", negative_class_numbers, ONCE),
     ("after epoch 1 of 10, .* 100% of", an_end_in_the_first_epoch, ONCE),
-    ("after epoch 9 of 10, .* 67% of", an_end_while_the_weight_fades, ONCE),
     ("table of 4 classes takes", a_table_of_as_many_classes, ONCE),
     ("table of 4 classes takes", a_table_of_more_classes, ONCE),
     ("list or a dict.*load again", weights_of_one_loss_for_a_list, ONCE),
     ("no soft-label table for this loss", weights_without_a_table_of_one_output, ONCE),
     ("grown beyond float32", evidence_beyond_float32, ()),
     (UNTOLD, a_fit_that_is_not_given_the_epoch, ()),
-    (UNTOLD, looks_without_a_fit, ONCE),
     ("`model.stateless_compute_loss", jax_traces_the_loss, JAX_ONLY),
     ("`model.stateless_compute_loss", jax_differentiates_the_traced_loss, JAX_ONLY),
 ]

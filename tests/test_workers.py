@@ -158,7 +158,7 @@ if __name__ == "__main__":
 """
 
 TORCH = """
-import multiprocessing
+import multiprocessing, random
 import numpy as np, torch
 from torch.utils.data import DataLoader, default_collate
 from keras_mixavg import MixAvg
@@ -177,6 +177,7 @@ def epochs(seed, context, persistent):
     return [y.numpy().tobytes() for _ in range(2) for _, y in loader]
 
 if __name__ == "__main__":
+    random.seed(0)  # from which a layer without a seed draws its own
     multiprocessing.set_forkserver_preload(["torch", "keras_mixavg"])
     for case in CASES:
         first, second = (epochs(1, *case) for _ in range(2))
