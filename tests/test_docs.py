@@ -63,7 +63,7 @@ def users_own():
 
 
 SHORT_OF_STEPS = pytest.mark.filterwarnings(
-    "ignore:`shuffle=True` was passed|Limiting|Even though|Your input"
+    "ignore:`shuffle=True` was passed|Limiting|Even though|Your input|Training ended"
 )
 
 
