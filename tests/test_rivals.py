@@ -1,4 +1,4 @@
-"""Mixup, CutMix and timm's default as published; plain training stopped early."""
+"""Mixup, CutMix and DeiT's recipe as published; plain training stopped early."""
 
 import math
 

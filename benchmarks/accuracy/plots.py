@@ -26,8 +26,10 @@ def save_gains():
     provenance.save(draw_gains(), FOLDER / "gains.png")
 
 
-def is_ours(method):
-    return method in (PAIRS, OURS) or "pairs" in method or "whole images" in method
+def is_ours(runs):
+    """Whether these runs averaged pairs."""
+    methods = {line["options"]["method"] for line in runs.values()}
+    return any(method.startswith(("mixavg", "pairs")) for method in methods)
 
 
 def styles(methods):
@@ -66,7 +68,7 @@ def draw_accuracy(found):
         for i, name in enumerate(names):
             points = list(tables.values(methods[name], score).values())
             if points:
-                color = "C1" if is_ours(name) else "C0"
+                color = "C1" if is_ours(methods[name]) else "C0"
                 ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
                 ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
         ax.set(title=fill(setting, 24), xlabel=f"test {tables.SCORES[score][0]}")
@@ -79,7 +81,7 @@ def draw_accuracy(found):
 def draw_gains():
     """The gains of four methods over plain training, in each setting."""
     shown = tables.settings_shown()
-    colours = {"MixUp": "C0", "CutMix": "C2", PAIRS: "0.45", OURS: "C1"}
+    colours, drawn = ["C0", "C2", "0.45", "C1"], {}
     height = 1.6 + 0.75 * len(shown)
     figure, ax = plt.subplots(figsize=(8, height), layout="constrained")
     figure.suptitle("How much more accurate than plain training?")
@@ -87,21 +89,22 @@ def draw_gains():
         plain = tables.values(methods[PLAIN], "accuracy")
         mixup, cutmix = (tables.of_either(methods, m) for m in ("mixup", "cutmix"))
         names = mixup, cutmix, PAIRS, OURS
-        for i, (name, colour) in enumerate(zip(names, colours.values(), strict=True)):
+        for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
             ours = tables.values(methods.get(name, {}), "accuracy")
             if seeds := sorted(set(plain) & set(ours)):
                 gain, half = compare.interval([ours[s] - plain[s] for s in seeds])
                 half = half if np.isfinite(half) else None
                 y = row + 0.18 * (i - 1.5)
                 ax.errorbar(gain, y, xerr=half, fmt="o", ms=5, c=colour, capsize=3)
-    for label, colour in colours.items():
-        ax.plot([], [], "o", c=colour, label=label)
+                drawn.setdefault(colour, {})[name] = True
+    for colour in sorted(drawn, key=colours.index):
+        ax.plot([], [], "o", c=colour, label=" or ".join(drawn[colour]))
     ax.axvline(0, color="k", lw=1)
     ax.set_yticks(range(len(shown)), [fill(setting, 26) for setting, _ in shown])
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_xlabel("accuracy minus that of plain training, points; bars: 95 %, paired")
     ax.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

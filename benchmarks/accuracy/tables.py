@@ -19,11 +19,7 @@ SCORES = {  # name: heading, factor, digits
 PLAIN, PAIRS = NAMES["erm"], NAMES["mixavg_local"]
 OURS = NAMES["mixavg"]  # at the package's defaults
 TURNS = "pairs and CutMix in turns"
-RIVALS = [  # candidates for the best rival of a setting
-    name
-    for method, name in NAMES.items()
-    if method not in ("erm", "mixavg_local", "mixavg")
-]
+RIVALS = [name for name in NAMES.values() if name not in (PAIRS, OURS)]
 BEST_RIVAL = "the best rival"  # as a baseline
 
 
@@ -205,7 +201,7 @@ def settings_shown():
 def summary():
     """The table of README.md: absolute accuracies, and our gains."""
     header = ["data, network", "n", "training accuracy of plain training %"]
-    header += [PLAIN, "MixUp", "CutMix", PAIRS, f"**{OURS}**", "gain over plain"]
+    header += [PLAIN, "MixUp", "CutMix", PAIRS, OURS, "gain over plain"]
     header += ["gain over the best rival", "NLL after one temperature, plain and ours"]
     rows = []
     for setting, methods in settings_shown():
@@ -217,7 +213,7 @@ def summary():
             rows[-1].append(f"{mean(runs, 'accuracy'):.1f}" if runs else "-")
             if name in (NAMES["keras_mixup"], NAMES["keras_cutmix"]):
                 rows[-1][-1] += " (keras.layers)"
-        rows[-1].append(f"**{mean(ours, 'accuracy'):.1f}**")
+        rows[-1].append(f"{mean(ours, 'accuracy'):.1f}")
         rows[-1].append(difference(ours, plain, "accuracy"))
         rows[-1].append(
             f"{difference(ours, methods[rival], 'accuracy')}, {rival}" if rival else "-"

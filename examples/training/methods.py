@@ -239,7 +239,7 @@ class CutMix(MixUp):
 
 
 class MixUpOrCutMix(MixUp):
-    """timm's default: each batch is mixed by mixup (alpha 0.8) or by CutMix (alpha 1).
+    """DeiT's recipe in timm: each batch by mixup (alpha 0.8) or by CutMix (alpha 1).
 
     A fair coin decides. Labels are smoothed by --smoothing.
     """
