@@ -33,9 +33,10 @@ def is_ours(runs):
 
 
 def styles(methods):
-    """The line style of each method: four have colours, the rest is grey."""
+    """The line style of each method: five have colours, the rest is grey."""
     mixup = tables.of_either(methods, "mixup")
-    colours = {PLAIN: "k", mixup: "C0", PAIRS: "C4", OURS: "C1"}
+    colours = {tables.best_rival(methods): "C2", PLAIN: "k", mixup: "C0"}
+    colours |= {PAIRS: "C4", OURS: "C1"}
     grey = {"color": "0.8", "lw": 1, "marker": ""}
     rest = [name for name in methods if name not in colours]
     found = {name: {**grey, "label": "_"} for name in rest}
