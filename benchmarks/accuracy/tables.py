@@ -207,8 +207,7 @@ def summary():
     for setting, methods in settings_shown():
         plain, ours, rival = methods[PLAIN], methods[OURS], best_rival(methods)
         rows.append([setting, len(ours), f"{mean(plain, 'training_accuracy'):.0f}"])
-        mixup, cutmix = (of_either(methods, name) for name in ("mixup", "cutmix"))
-        for name in (PLAIN, mixup, cutmix, PAIRS):
+        for name in (PLAIN, *mixing(methods)):
             runs = methods.get(name)
             rows[-1].append(f"{mean(runs, 'accuracy'):.1f}" if runs else "-")
             if name in (NAMES["keras_mixup"], NAMES["keras_cutmix"]):
@@ -221,6 +220,11 @@ def summary():
         nll = [f"{mean(runs, 'scaled_nll'):.2f}" for runs in (plain, ours)]
         rows[-1].append(", ".join(nll))
     return compare.markdown(header, rows)
+
+
+def mixing(methods):
+    """The names of MixUp, CutMix and averaged pairs in a setting, None if missing."""
+    return [*(of_either(methods, name) for name in ("mixup", "cutmix")), PAIRS]
 
 
 def of_either(methods, method):
