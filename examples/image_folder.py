@@ -396,6 +396,8 @@ def curves_of(results):
     """The curves of each method on the test images, for `pictures.draw_curves`."""
     curves = {}
     for method, runs in results.items():
+        if METHODS[method].validation_share:  # its curves are of training images
+            continue
         histories = [run.history for run in runs]
         losses = [history["val_loss"] for history in histories]
         if method == "label_smoothing":  # Keras smooths the test labels too

@@ -86,7 +86,9 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
            [1., 0., 0.]], dtype=float32)
     """
     num_classes = predictions.shape[-1]
-    if getattr(labels.shape, "rank", 0) is None:  # TensorFlow: known when it runs
+    if getattr(labels.shape, "rank", 0) is None or (
+        len(labels.shape) == len(predictions.shape) and labels.shape[-1] is None
+    ):  # TensorFlow: known when it runs
         return ops.cond(
             ops.equal(ops.size(labels), ops.size(predictions)),
             lambda: ops.cast(ops.reshape(labels, ops.shape(predictions)), "float32"),

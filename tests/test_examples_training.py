@@ -192,8 +192,35 @@ def test_the_method_is_all_that_a_method_changes():
             np.testing.assert_array_equal(one, other)
 
 
-def test_label_noise_changes_exactly_that_share_to_any_other_class(rng):
-    labels = np.arange(1000) % 10
+class Built(Exception):
+    pass
+
+
+def test_every_method_starts_from_the_same_weights(tmp_path, monkeypatch):
+    """Also those whose layers draw a seed of their own."""
+    seen = []
+
+    def built(method, network, args, steps):
+        seen.append(network.get_weights())
+        raise Built
+
+    monkeypatch.setattr(fit, "compiled", built)
+    examples = (numbered(200), np.arange(200) % 10)
+    for name in ("erm", "mixavg", "mixup", "keras_mixup", "keras_cutmix"):
+        args = arguments("--method", name)
+        args.out = tmp_path / name
+        with pytest.raises(Built):
+            fit.train(args, examples, examples, [str(i) for i in range(10)])
+    for other in seen[1:]:
+        for one, same in zip(seen[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_label_noise_changes_exactly_that_share_to_any_other_class(rng, dtype):
+    many = (np.arange(1000) % 200).astype(dtype)  # two of them exceed a byte
+    assert len(set(data.with_label_noise(many, 1, rng) - many.astype(int))) > 300
+    labels = (np.arange(1000) % 10).astype(dtype)
     noisy = data.with_label_noise(labels, 0.4, rng)
     wrong = noisy != labels
     assert wrong.sum() == 400 and noisy.min() >= 0 and noisy.max() < 10

@@ -113,6 +113,39 @@ def test_the_head_trains_first_then_all_and_a_stopped_run_goes_on_with_all(
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_that_died_before_its_first_backup_trains_the_head(
+    pretrained_file, tmp_path, monkeypatch
+):
+    """Keras makes the folder first."""
+    out, seen = tmp_path / "out", []
+    args = arguments(out, "--method", "erm", "--weights", pretrained_file)
+    args.resume = True
+    (out / "backup").mkdir(parents=True)
+    (out / "backup" / "latest.weights.h5").write_bytes(b"half")
+
+    def train_head(*others):
+        seen.append(others)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "train_head", train_head)
+    with pytest.raises(KeyboardInterrupt):
+        fit.train(args, *digits())
+    assert len(seen) == 1 and not (out / "backup").exists()
+
+
+def test_logits_are_saved_in_float32():
+    layer = keras.layers.Dense(2, dtype="mixed_bfloat16")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    assert record.logits_of(model, np.zeros((4, 3))).dtype == "float32"
+
+
+def test_a_network_that_scales_its_images_gets_them_as_they_are():
+    network = networks.application("ConvNeXtTiny", (32, 32, 3), 4)
+    kinds = [type(layer) for layer in network.layers]
+    assert keras.layers.Normalization in kinds
+    assert keras.layers.Rescaling not in kinds
+
+
 @pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "DenseNet121"])
 def test_images_are_preprocessed_as_the_weights_expect(name, rng):
     """-1 to 1; blue first and the mean of ImageNet off; mean and deviation of each."""

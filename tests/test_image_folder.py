@@ -417,6 +417,29 @@ def test_the_verdict_names_what_to_use_the_cause_and_the_next_step(
         assert part in said
 
 
+def test_a_run_that_diverged_is_not_better():
+    results = {"erm": runs_of(EVEN), "mixavg": runs_of(EVEN)}
+    for run in results["mixavg"]:
+        run.logits[:] = np.nan
+    for measure in answer.MEASURES[1:]:
+        assert answer.difference(*results.values(), measure).says == 0
+    assert (
+        "better" not in answer.verdict(results, args_of()).paragraphs["Probabilities"]
+    )
+
+
+def test_the_pictures_have_no_curve_of_training_images():
+    assert not image_folder.curves_of({"stopped_early": runs_of(EVEN)})
+    assert image_folder.curves_of({"erm": runs_of(EVEN)})
+
+
+def test_fine_tuning_does_not_take_over_the_learning_rate_of_sgd():
+    changes = answer.fine_tune(args_of("--learning-rate", "0.05"))[1]
+    argv = ["some/folder", "--learning-rate", "0.05"]
+    command = image_folder.command(args_of(*argv[1:]), argv, changes)
+    assert "--weights imagenet" in command and "0.05" not in command
+
+
 def test_a_network_that_cannot_be_fine_tuned_gets_a_larger_learning_rate():
     results = {"erm": runs_of(EVEN, **FLAT), "mixavg": runs_of(EVEN)}
     args = args_of("--network", "MobileNetV2", "--weights", "imagenet")

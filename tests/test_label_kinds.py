@@ -125,6 +125,21 @@ def test_the_loss_takes_whole_numbers_of_any_dtype_for_classes(dtype, shape):
     np.testing.assert_allclose(given, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("labels", [NUMBERS[:, None], ROWS], ids=["numbers", "rows"])
+@pytest.mark.parametrize("shape", [None, (None, None)])
+def test_the_loss_takes_labels_whose_shape_tensorflow_learns_when_it_runs(
+    labels, shape
+):
+    loss = SoftLabelCrossentropy(from_logits=True)
+    step = tf.function(lambda y: loss(y, tf.constant(LOGITS)))
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("shapes are known before")
+    found = step.get_concrete_function(tf.TensorSpec(shape, "float32"))
+    expected = keras.losses.CategoricalCrossentropy(from_logits=True)(ROWS, LOGITS)
+    given = found(tf.constant(labels, "float32"))
+    np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_the_loss_of_a_number_that_is_no_class_is_not_finite(shape):
     loss = SoftLabelCrossentropy(from_logits=True, reduction=None)

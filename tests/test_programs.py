@@ -164,6 +164,7 @@ def assert_the_same(out, other):
         (["--network", "vgg"], "--network vgg is none of"),
         (["--batch-size", "9", "--devices", "2"], "must be a multiple of --devices"),
         (["--learning-rate", "fast"], "--learning-rate: invalid float value"),
+        (["--method", "erm", "--fade-out", "0.3"], "has no global soft labels"),
         (["--mixed-precision", "int8"], "invalid choice: 'int8'"),
     ],
 )

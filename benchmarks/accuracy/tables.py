@@ -66,9 +66,14 @@ def difference(runs, baseline, score):
 
 
 def best_rival(methods):
-    """The name of the most accurate rival that has run with our seeds, or None."""
+    """The name of the rival that is most accurate with our seeds, or None."""
     there = [name for name in RIVALS if has_our_seeds(methods, name)]
-    return max(there, key=lambda name: mean(methods[name], "accuracy"), default=None)
+
+    def accuracy(name):
+        runs = methods[name]
+        return mean({seed: runs[seed] for seed in methods.get(OURS, runs)}, "accuracy")
+
+    return max(there, key=accuracy, default=None)
 
 
 def has_our_seeds(methods, name):

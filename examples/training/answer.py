@@ -127,7 +127,7 @@ class Difference:
     @property
     def says(self):
         """1 if better, -1 if worse, 0 if the interval includes zero."""
-        if abs(self.mean) <= self.half:
+        if not abs(self.mean) > self.half:  # nan too, of a run that diverged
             return 0
         return self.measure.better if self.mean > 0 else -self.measure.better
 
@@ -431,7 +431,11 @@ def fine_tune(args):
         return (
             "Fine-tune a network pretrained on ImageNet, with the same methods; Keras "
             "downloads its weights:",
-            {"network": "EfficientNetV2B0", "weights": "imagenet"},
+            {
+                "network": "EfficientNetV2B0",
+                "weights": "imagenet",
+                "learning_rate": None,  # fine-tuning has another optimizer
+            },
         )
     return (
         "Use the method in your own program, as docs/recipes/transfer.md shows. To "

@@ -32,6 +32,7 @@ SMOKE = {
     "train_examples": 200,
     "batch_size": 40,
     "weights": NONE,
+    "scale_to": None,
 }
 
 
@@ -152,9 +153,9 @@ def parse(parser, name, argv=None):
     `name` is that of the default folder: a string, or a function of the arguments.
     """
     args = parser.parse_args(argv)
-    check(args, parser)
     if args.smoke:
         vars(args).update(SMOKE)
+    check(args, parser)
     if args.out is None:
         name = name if isinstance(name, str) else name(args)
         method = f"{args.method}-{args.seed}"
@@ -190,6 +191,14 @@ def check(args, parser):
             parser.error(f"--{name} must be {expected}, not {value}")
     if args.method == "label_smoothing" and args.global_weight is not None:
         parser.error("--global-weight does not apply to label_smoothing")
+    has_table = args.methods[args.method].global_soft_labels is not None
+    if not has_table and args.global_weight is None:
+        for name in ("fade_out", "prior_count"):
+            if getattr(args, name) is not None:
+                parser.error(
+                    f"--{name.replace('_', '-')} does not apply to --method "
+                    f"{args.method}, which has no global soft labels"
+                )
     for name in ("shift", "head_epochs"):
         value = getattr(args, name)
         if value is not None and value < 0:

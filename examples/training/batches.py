@@ -99,5 +99,6 @@ def crop_and_flip(images, key, padding=4, flip="horizontal"):
 def validation_batches(images, labels, num_classes, args):
     """Uint8 images and one-hot labels. On several devices no batch is partial."""
     data = tf.data.Dataset.from_tensor_slices((images, labels))
-    data = data.batch(args.batch_size, drop_remainder=args.devices > 1)
+    size = min(args.batch_size, len(labels) - len(labels) % args.devices)
+    data = data.batch(size, drop_remainder=args.devices > 1)
     return data.map(MixAvg(rate=0, num_classes=num_classes)).cache()

@@ -30,9 +30,10 @@ def split(images, labels, count, seed):
 
 def with_label_noise(labels, share, rng):
     """Give `share` of the images a wrong label, uniform over the other classes."""
-    labels, classes = labels.copy(), labels.max() + 1
+    labels = labels.astype("int64")  # a copy, in which bytes do not overflow
+    classes = labels.max() + 1
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
-    labels[chosen] += rng.integers(1, classes, len(chosen)).astype(labels.dtype)
+    labels[chosen] += rng.integers(1, classes, len(chosen))
     return labels % classes
 
 

@@ -32,9 +32,10 @@ def main(args, load):
         command = [a for a in sys.argv if a != "--resume"]
         if "--out" not in command:
             command += ["--out", str(args.out)]
+        resumes = args.methods[args.method].resumes
+        how = "Continue after the last finished epoch" if resumes else "Start again"
         raise SystemExit(
-            "\nStopped. Continue after the last finished epoch with\n    python "
-            + shlex.join([*command, "--resume"])
+            f"\nStopped. {how} with\n    python " + shlex.join([*command, "--resume"])
         ) from None
     scores = result["test"]
     print(
@@ -76,15 +77,19 @@ def train(args, training, test, names, extra=()):
         count, every = round(method.validation_share * len(labels)), 1
         seed = data.VALIDATION + args.seed
         (images, labels), validation = data.split(images, labels, count, seed)
-        args.batch_size = min(args.batch_size, len(labels))
-    if not method.resumes:  # then it starts again
-        shutil.rmtree(args.out / "backup", ignore_errors=True)
+        whole = len(labels) - len(labels) % args.devices
+        args.batch_size = min(args.batch_size, whole)
+    backup = args.out / "backup"  # Keras writes this file last
+    resumes = method.resumes and (backup / "training_metadata.json").exists()
+    if not resumes:  # then it starts again
+        shutil.rmtree(backup, ignore_errors=True)
     batches = feed.training(images, labels, method, args, epoch)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    keras.utils.set_random_seed(args.seed)  # the layers of some methods have drawn
     with distribution_scope(args):
         network = network_of(args)(images.shape[1:], len(names), args.weight_decay)
-        if args.weights != NONE and not (args.out / "backup").exists():
+        if args.weights != NONE and not resumes:
             train_head(method, network, batches, args, [epoch, *extra])
         model = compiled(method, network, args, len(batches))
         callbacks = method.callbacks()

@@ -201,7 +201,8 @@ def application(name, shape, num_classes, weight_decay=0.0):
     network = application_named(name)(
         weights=None, input_shape=shape, classes=num_classes, classifier_activation=None
     )
-    if any(isinstance(layer, layers.Rescaling) for layer in network.layers):
+    own = (layers.Rescaling, layers.Normalization)
+    if any(isinstance(layer, own) for layer in network.layers):
         return network  # it takes images of 0 to 255
     inputs = keras.Input(shape)
     return keras.Model(inputs, network(scaled(inputs)))

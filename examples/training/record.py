@@ -68,7 +68,8 @@ def write(args, model, test, class_names, table, batch, seconds):
 
 
 def logits_of(model, images):
-    return model.predict(images, batch_size=250, verbose=0)
+    logits = model.predict(images, batch_size=250, verbose=0)
+    return logits.astype("float32")  # NumPy saves bfloat16 as bytes
 
 
 def settings(args):

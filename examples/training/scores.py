@@ -16,7 +16,8 @@ def scores(logits, labels):
     """
     log_p = log_probabilities(logits)
     probabilities = np.exp(log_p)
-    ranks = (log_p > log_p[np.arange(len(labels)), labels][:, None]).sum(axis=1)
+    own = log_p[np.arange(len(labels)), labels][:, None]
+    ranks = (~(log_p <= own)).sum(axis=1)  # nan is never right
     scaled, temperatures = temperature_scaled(logits, labels)
     bins = calibration(probabilities, labels)
     names = ("confidence", "accuracy", "count")
@@ -68,7 +69,8 @@ def calibration(probabilities, labels):
 
 def binned(confidence, correct, weights=None):
     weights = np.ones(len(correct), int) if weights is None else weights
-    bin_of = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    finite = np.nan_to_num(confidence)  # nan, after divergence, is in the first bin
+    bin_of = np.clip(np.ceil(finite * BINS).astype(int) - 1, 0, BINS - 1)
 
     def total(values):
         return np.bincount(bin_of, values * weights, BINS)
