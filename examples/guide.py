@@ -4,7 +4,7 @@
 
 This guide builds a training program around `keras_mixavg` step by step: averaged pairs
 in the input pipeline, a loss, a callback. The data are images that need no download,
-some with wrong labels, where such methods help most. It runs in about a minute on a
+some with wrong labels, which a network can memorise. It runs in about a minute on a
 CPU.
 """
 
@@ -52,9 +52,9 @@ test = tf.data.Dataset.from_tensor_slices((images[1000:], labels[1000:])).batch(
 ## Average pairs
 
 `MixAvg` goes last, after `batch` and after augmentations of single images. It replaces
-half of the samples by the average of the sample and another one of its batch, with
-their labels. Class numbers become one-hot, which needs the number of classes. `uint8`
-images stay `uint8`.
+about half of the samples by the average of the sample and another one of its batch,
+with their labels. Class numbers become one-hot, which needs the number of classes.
+`uint8` images stay `uint8`.
 """
 
 # %%

@@ -7,10 +7,11 @@
 
 It compares plain training, MixUp, CutMix and MixAvg with global soft labels, from
 scratch or by fine-tuning (`--weights`), with the same seeds and the same images in the
-same order. Each image is tested once, by networks that have not seen it. The answer is
-in words, with 95 % intervals, the cause and the next command, on the terminal and, with
-pictures, as one HTML page in --out. The program stops early where more runs would
-change nothing. After an interruption the same command continues.
+same order. With fewer than 5,000 images each is tested once, unless the program stops
+early, by networks that have not seen it. The answer is in words, with 95 % intervals,
+the cause and the next command, on the terminal and, with pictures, as one HTML page in
+--out. The program stops early where more runs would change nothing. After an
+interruption the same command continues.
 """
 
 import argparse
@@ -54,8 +55,8 @@ def parse_arguments(argv=None):
         help="parts of the cross-validation: a run trains on all parts but one, and "
         "tests on that one (default: %(default)s)")
     add("--runs", type=int, metavar="N",
-        help="runs of each method (default: --folds, so that each image is tested "
-        f"once; 3 with --validation, or with {FEW:,} images and more)")
+        help="runs of each method (default: --folds, but at least 3, so that each "
+        f"image is tested; 3 with --validation, or with {FEW:,} images or more)")
     add("--image-size", type=int, metavar="PIXELS",
         help="side of the square that images are cropped and scaled to (default: "
         "their own, from {} to {})".format(*folder.SIDES))
@@ -354,7 +355,7 @@ def as_page(args, argv, about, results, title, paragraphs, next_command):
     parts = [
         page.definitions(paragraphs),
         page.command(next_command),
-        page.heading("Figures"),
+        page.heading("Results"),
         page.table(answer.absolute(results)),
         page.table(answer.differences(results)),
         page.paragraph(BELOW),

@@ -5,9 +5,9 @@
     KERAS_BACKEND=jax python examples/several_machines.py \
         --coordinator 10.0.0.1:9876 --processes 2 --process 1    # on the other one
 
-`--coordinator` is a free port of process 0 that all machines can reach. Without it one
-process trains alone. Each process reads its share of the data and pairs images within
-it; they share the weights, the evidence and the table.
+`--coordinator` is the host and a free port of process 0, which all can reach. Without
+it one process trains alone. Each process reads its share of the data and pairs images
+within it; they share the weights, the evidence and the table.
 """
 
 import argparse
@@ -36,12 +36,14 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--coordinator", help="host:port of process 0")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="number of processes")
     parser.add_argument(
         "--process", type=int, default=0, help="number of this one, from 0"
     )
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=128, help="of all together")
+    parser.add_argument(
+        "--batch-size", type=int, default=128, help="of all processes together"
+    )
     arguments = parser.parse_args()
     if arguments.processes > 1 and not arguments.coordinator:
         parser.error("--processes needs --coordinator, the host:port of process 0")

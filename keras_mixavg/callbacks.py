@@ -71,10 +71,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             one that was never interrupted. 0 never fades. `"learning_rate"` is for
             training that may stop early, with `ReduceLROnPlateau` for example: the
             weight is in proportion to the learning rate when an epoch begins, and full
-            at the highest rate of this `fit` so far. None, the default, is 0.3 wherever
-            a fade is possible. It is not with a callable `global_weight`, which is used
-            as it is, nor in a loop without a number of epochs; there any `fade_out` but
-            0 is an error.
+            at the highest rate of this `fit` so far. None, the default, means 0.3, or
+            no fade where none is possible: with a callable `global_weight`, which is
+            used as it is, and in a loop that does not know its number of epochs. In
+            both cases any number but 0 is an error.
 
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.
@@ -126,7 +126,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
                 fade_out,
                 "fade_out",
                 "the share of the epochs over which the weight falls to 0, or "
-                f'"{LEARNING_RATE}", in proportion to which it falls',
+                f'"{LEARNING_RATE}", which makes the weight follow the learning rate',
             )
         self.prior_count: float = float(prior_count)
         self.collect: str = collect

@@ -101,7 +101,7 @@ def checked_seed(seed: Any) -> int | None:
         return operator.index(seed)
     except TypeError:
         raise ValueError(
-            "`seed` must be an integer, or None for other pairs in every run. "
+            "`seed` must be an integer, or None for different pairs in every run. "
             f"Received: seed={brief(seed)}"
         ) from None
 
@@ -111,7 +111,7 @@ def refuse_epoch(epoch: Any, batch: Any) -> None:
     if epoch is not None:
         raise ValueError(
             "`epoch` is for a `tf.data.Dataset`: layer(dataset, epoch=...). "
-            f"Received a {type(batch).__name__}. For batches that you make yourself "
+            f"Received: {type(batch).__name__}. For batches that you make yourself "
             "pass `rng`, a generator seeded with the epoch and the batch: "
             "numpy.random.default_rng([seed, epoch, batch])."
         )
@@ -229,14 +229,14 @@ def _check_is_array(name: str, entry: Any) -> None:
     if not wrong:
         return
     if isinstance(entry, (list, tuple, dict)):
-        kind = f"a {type(entry).__name__} of {len(entry)}, with"
+        kind = f"a {type(entry).__name__} of {len(entry)}, with "
     else:
-        kind = "a"
+        kind = ""
     shape = getattr(wrong[0], "shape", None)
     of_shape = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
     value = f" ({brief(wrong[0])})" if not of_shape else ""
     raise TypeError(
-        f"{name} must be a tensor or an array. Received: {kind} "
+        f"{name} must be a tensor or an array. Received: {kind}"
         f"{type(wrong[0]).__name__}{of_shape}{value}. Convert it with `numpy.asarray` "
         "first."
     )
@@ -341,7 +341,7 @@ def _check_labels(name: str, y: Any, num_classes: Any) -> None:
         if num_classes > EXACT_UP_TO.get(dtype, math.inf):
             raise ValueError(
                 f"{name} of dtype {dtype} cannot tell {num_classes} classes apart. "
-                "Pass integers, and cast them to no such dtype before MixAvg."
+                "Pass integers, and do not cast them to that dtype before MixAvg."
             )
         _check_values(y, num_classes)
     elif len(y.shape) != 2:

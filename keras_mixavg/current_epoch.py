@@ -21,7 +21,7 @@ class CurrentEpoch(keras.callbacks.Callback):
 
     With `steps_per_epoch` repeat the dataset before `MixAvg`. An iteration that begins
     between two epochs, such as one of validation, has the epoch that follows. Before
-    the first `fit` the epoch is 0. It takes no arguments.
+    the first `fit` the epoch is 0. `CurrentEpoch` takes no arguments.
 
     Raises:
         ValueError: in `fit`, if the epoch of a batch is unknown because the dataset is

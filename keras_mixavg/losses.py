@@ -210,15 +210,15 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         if y_pred[-1] == 1:
             raise ValueError(
                 "`y_pred` must have an entry for each of at least two classes. "
-                f"Received: y_pred.shape={y_pred}. Give the model two outputs, or use "
-                "keras.losses.BinaryCrossentropy, which needs no table."
+                f"Received: y_pred.shape={y_pred}. Give the last layer two units, or "
+                "use keras.losses.BinaryCrossentropy, which needs no table."
             )
         if len(y_true) != len(y_pred) or _differ(y_true[-1], y_pred[-1]):
             raise ValueError(
                 "`y_true` and `y_pred` must have the same shape (..., num_classes), or "
                 "`y_true` be class numbers of shape (...). Received: "
                 f"y_true.shape={y_true}, y_pred.shape={y_pred}. Make the last layer of "
-                "the model and the labels agree on the classes."
+                "the model and the labels agree on the number of classes."
             )
         attached = self.table.switch.attached
         for owner, expected in (

@@ -64,9 +64,9 @@ class MixAvg(DataLayer):
     Call arguments:
         inputs: `(x, y)`, `(x, y, sample_weight)`, or a dict with `images` and `labels`
             (or `targets`), perhaps with `sample_weights`. `layer(x, y)` is the same as
-            `layer((x, y))`. Other keys of a dict pass untouched. `x` and `y` may be
-            nested, for models of several inputs or outputs. Or a `tf.data.Dataset` of
-            such batches: a dataset comes back.
+            `layer((x, y))`. Other keys of a dict pass through unchanged. `x` and `y`
+            may be nested, for models of several inputs or outputs. Or a
+            `tf.data.Dataset` of such batches: a dataset comes back.
         training: bool, True by default. If False nothing is averaged, and the labels
             still come out as `(batch, num_classes)`.
         rng: optional `numpy.random.Generator`, for a batch that is not in a graph: the
@@ -75,8 +75,8 @@ class MixAvg(DataLayer):
         epoch: for a dataset, optional: where to read the epoch, which then decides the
             pairs and the rate. A `CurrentEpoch` that `fit` gets too, or an integer
             tensor or `tf.Variable`, whose value is read when an iteration begins.
-            Without it each iteration has other pairs, and with a seed every run has
-            the same.
+            Without it every iteration has new pairs; with a seed, every run repeats
+            the same sequence of them.
 
     Input shape:
         x: `(batch, ...)`, any rank, any batch size; a lone sample has no partner and

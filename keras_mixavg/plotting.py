@@ -22,7 +22,7 @@ except ImportError as error:
 
 MAX_NUMBERS = 20  # classes; a larger table has no number in each cell
 PAIRS_SHOWN = 20  # the most confused pairs, listed beside a larger table
-BAR_LABEL = "taken for another class, per cent"
+BAR_LABEL = "share given to the other class, %"
 
 
 class _Figure(Figure):
@@ -102,12 +102,12 @@ def plot_pairs(
 
 
 def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
-    """Show a soft-label table: which classes the network takes for which.
+    """Show a soft-label table: which classes the network confuses.
 
-    The colour of a cell is the share of one class that goes to another, in per cent.
-    The diagonal has no colour, since it is so much larger that nothing else would show;
-    with few classes its value is written. With many classes the most confused pairs are
-    listed beside the table.
+    The colour of a cell is the share of the soft label of its row that goes to the
+    class of its column, in per cent. The diagonal has no colour, since it is so much
+    larger that nothing else would show; with few classes its value is written. With
+    many classes the most confused pairs are listed beside the table.
 
     Args:
         table: `(num_classes, num_classes)`, rows summing to one, as
@@ -137,14 +137,14 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
     room = 1.0 + 0.085 * max(map(len, names)) if few else 0.0  # for the names
     width, height = size + (1.5 if few else 6) + room, size + room
     figure = _Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle("Which classes does the network take for which?")
+    figure.suptitle("Which classes does the network confuse?")
     axes = figure.subplots(1, 1 if few else 2, squeeze=False)[0]
     percent = 100.0 * table
     diagonal = np.eye(len(table), dtype=bool)
     shown: Any = np.ma.masked_array(percent, diagonal)
     top = max(float(percent[~diagonal].max()), 1e-6)
     image = axes[0].imshow(shown, cmap="Oranges", vmin=0, vmax=top)
-    axes[0].set(xlabel="taken for", ylabel="class", facecolor="0.92")
+    axes[0].set(xlabel="confused with", ylabel="class", facecolor="0.92")
     figure.colorbar(image, ax=axes[0], label=BAR_LABEL, shrink=0.8)
     if few:
         _write_numbers(axes[0], percent, names, top)

@@ -60,9 +60,9 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
             gigabytes = 4 * num_classes**2 / 1e9
             warnings.warn(
                 f"The soft-label table of {num_classes} classes takes "
-                f"{3 * gigabytes:.1f} GB of memory, about twice that at the end of an "
-                "epoch, and as much in each checkpoint. The end of an epoch takes up "
-                f"to about {SECONDS * num_classes**3:.0f} s on two cores.",
+                f"{3 * gigabytes:.1f} GB of memory and of each checkpoint, and up to "
+                f"{9 * gigabytes:.1f} GB of memory at the peak. The end of an epoch "
+                f"takes up to about {SECONDS * num_classes**3:.0f} s on two cores.",
                 stacklevel=2,
             )
         shape = (num_classes, num_classes)

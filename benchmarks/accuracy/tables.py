@@ -18,7 +18,7 @@ SCORES = {  # name: heading, factor, digits
 }
 PLAIN, PAIRS = NAMES["erm"], NAMES["mixavg_local"]
 OURS = NAMES["mixavg"]  # at the package's defaults
-TURNS = "pairs and CutMix in turns"
+TURNS = "averaged pairs or CutMix"
 RIVALS = [name for name in NAMES.values() if name not in (PAIRS, OURS)]
 BEST_RIVAL = "the best rival"  # as a baseline
 
@@ -240,8 +240,8 @@ def of_either(methods, method):
 
 def steps():
     """What each step of the method gains over the one before, in each setting."""
-    header = ["setting", "n", f"{PAIRS} - {PLAIN}", f"{OURS} - {PAIRS}"]
-    header += [f"{OURS} - {BEST_RIVAL}", f"{TURNS} - {OURS}"]
+    header = ["setting", "n", f"{PAIRS} minus {PLAIN}", f"{OURS} minus {PAIRS}"]
+    header += [f"{OURS} minus {BEST_RIVAL}", f"{TURNS} minus {OURS}"]
     rows = []
     for setting, methods in settings_shown():
         steps = [(PAIRS, PLAIN), (OURS, PAIRS), (OURS, best_rival(methods))]

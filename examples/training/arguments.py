@@ -60,10 +60,11 @@ def _add_method(parser, methods):
         help="for mixup and cutmix: share of batches that are mixed (default: 1 for "
         "mixup, 0.5 for cutmix)")
     add("--alpha", type=float,
-        help="for mixup, cutmix and regmixup: of the Beta distribution (default: 1; 10 "
-        "for regmixup)")
+        help="parameter of the Beta distribution, for mixup, cutmix and regmixup "
+        "(default: 1; 10 for regmixup)")
     add("--smoothing", type=float,
-        help="for label_smoothing and mixup_or_cutmix (default: 0.1)")
+        help="share of a label that is spread over all classes, for label_smoothing "
+        "and mixup_or_cutmix (default: 0.1)")
     add("--global-weight", type=float,
         help="weight of the global soft labels, which any method gets with this flag "
         "(default: the package's for mixavg, 0.5 for ols)")
@@ -115,8 +116,8 @@ def add_training(parser):
     add("--epochs", type=int, default=200, help="(default: %(default)s)")
     add("--batch-size", type=int, default=128, help="(default: %(default)s)")
     add("--learning-rate", type=float,
-        help=f"peak (default: {FROM_SCRATCH} of SGD; with --weights {FINE_TUNING} of "
-        "Adam)")
+        help=f"peak learning rate (default: {FROM_SCRATCH}, with SGD; with --weights "
+        f"{FINE_TUNING}, with Adam)")
     add("--warmup-epochs", type=int, default=5,
         help="epochs in which the learning rate rises (default: %(default)s)")
     add("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
@@ -130,17 +131,21 @@ def add_training(parser):
 def _add_run(parser):
     add = parser.add_argument_group("the run").add_argument
     # fmt: off
-    add("--backend", choices=["tensorflow", "jax", "torch"])
-    add("--devices", type=int, default=1, metavar="N")
+    add("--backend", choices=["tensorflow", "jax", "torch"],
+        help="of Keras (default: KERAS_BACKEND, or else tensorflow)")
+    add("--devices", type=int, default=1, metavar="N",
+        help="number of devices (default: %(default)s)")
     add("--on-device", action="store_true",
         help="keep the images on the device, and crop, flip and mix them there (JAX "
         "only, without TensorFlow)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0,
+        help="of weights, data and mixing (default: %(default)s)")
     add("--out", type=Path, metavar="DIR", help="default: in runs/")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--deterministic", action="store_true",
         help="have TensorFlow repeat its results, at some cost in speed")
-    add("--validate-every", type=int, default=1, metavar="N", help="epochs")
+    add("--validate-every", type=int, default=1, metavar="N",
+        help="validate every N epochs (default: %(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
     add("--smoke", action="store_true",
         help="two epochs of a tiny network, on data that need no download")

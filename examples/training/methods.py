@@ -362,7 +362,7 @@ NAMES = {  # in tables, pictures and texts
     "regmixup": "RegMixup",
     "keras_mixup": "keras.layers.MixUp",
     "keras_cutmix": "keras.layers.CutMix",
-    "keras_regmixup": "RegMixup of keras.layers.MixUp",
+    "keras_regmixup": "RegMixup with keras.layers.MixUp",
     "mixavg_local": "averaged pairs",
     "mixavg": "MixAvg with global soft labels",
 }
