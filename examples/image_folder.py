@@ -7,9 +7,9 @@
 
 It compares plain training, MixUp, CutMix and MixAvg with global soft labels, from
 scratch or by fine-tuning (`--weights`), with the same seeds and the same images in the
-same order. With fewer than 5,000 images each is tested once, unless the program stops
-early, by networks that have not seen it. The answer is in words, with 95 % intervals,
-the cause and the next command, on the terminal and, with pictures, as one HTML page in
+same order. With fewer than 5,000 images each is tested by a network that has not seen
+it, once with the default --folds. The answer is in words, with 95 % intervals, the
+cause and the next command, on the terminal and, with pictures, as one HTML page in
 --out. The program stops early where more runs would change nothing. After an
 interruption the same command continues.
 """

@@ -5,8 +5,8 @@
     KERAS_BACKEND=jax python examples/several_machines.py \
         --coordinator 10.0.0.1:9876 --processes 2 --process 1    # on the other one
 
-`--coordinator` is the host and a free port of process 0, which all can reach. Without
-it one process trains alone. Each process reads its share of the data and pairs images
+`--coordinator` is the address of process 0, with a port that all can reach. Without it
+one process trains alone. Each process reads its share of the data and pairs images
 within it; they share the weights, the evidence and the table.
 """
 

@@ -73,8 +73,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             weight is in proportion to the learning rate when an epoch begins, and full
             at the highest rate of this `fit` so far. None, the default, means 0.3, or
             no fade where none is possible: with a callable `global_weight`, which is
-            used as it is, and in a loop that does not know its number of epochs. In
-            both cases any number but 0 is an error.
+            used as it is, and in a loop that does not know its number of epochs. With
+            a callable any `fade_out` but 0 is an error, in such a loop any number but
+            0.
 
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.

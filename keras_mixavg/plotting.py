@@ -170,7 +170,7 @@ def _name_pairs(ax: Any, percent: np.ndarray, names: list[str]) -> None:
     others = np.where(np.eye(len(percent), dtype=bool), -1.0, percent)
     largest = np.argsort(-others, axis=None, kind="stable")[:PAIRS_SHOWN]
     rows, columns = np.unravel_index(largest, percent.shape)
-    texts = [f"{names[r]} for {names[c]}" for r, c in zip(rows, columns, strict=True)]
+    texts = [f"{names[r]} with {names[c]}" for r, c in zip(rows, columns, strict=True)]
     ax.barh(range(len(texts)), others[rows, columns], color="tab:orange")
     ax.set_yticks(range(len(texts)), texts, fontsize=8)
     ax.invert_yaxis()

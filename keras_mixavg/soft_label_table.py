@@ -57,12 +57,12 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
     def build(self, num_classes: int) -> None:
         """Create the variables, the table as loaded or else the identity."""
         if num_classes >= LARGE:
-            gigabytes = 4 * num_classes**2 / 1e9
+            size = 3 * 4 * num_classes**2 / 1e9  # in gigabytes
             warnings.warn(
-                f"The soft-label table of {num_classes} classes takes "
-                f"{3 * gigabytes:.1f} GB of memory and of each checkpoint, and up to "
-                f"{9 * gigabytes:.1f} GB of memory at the peak. The end of an epoch "
-                f"takes up to about {SECONDS * num_classes**3:.0f} s on two cores.",
+                f"The soft-label table of {num_classes} classes takes {size:.1f} GB of "
+                f"memory, up to {3 * size:.1f} GB at the peak, and {size:.1f} GB in "
+                "each checkpoint. The end of an epoch takes up to about "
+                f"{SECONDS * num_classes**3:.0f} s on two cores.",
                 stacklevel=2,
             )
         shape = (num_classes, num_classes)

@@ -78,10 +78,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
-    """Collect the garbage of each test, and go through none of what is left again.
+    """Collect the garbage of each test, and freeze what is left.
 
-    An iterator of tf.data that is collected later waits for its thread of autotuning,
-    whose pauses grow: up to 13 s in one collection.
+    No later collection then goes through it. An iterator of tf.data that is collected
+    late waits for its autotuning thread, whose pauses grow: one collection took 13 s.
     """
     result = yield
     gc.collect()

@@ -36,13 +36,13 @@ def test_pairs_go_off_for_the_last_fifth_of_the_epochs():
         assert largest == ({0.5} if number < 8 else {1.0}), number
 
 
-def test_batches_are_pairs_or_cutmix_in_turns():
+def test_a_batch_has_pairs_or_cutmix():
     """Each image has one colour: a pair shows its mean, a box shows both colours."""
-    turns = method("pairs_and_cutmix", rate=1, classes=8, alpha=1)
+    either = method("mixavg_or_cutmix", rate=1, classes=8, alpha=1)
     images = np.ones((8, 8, 8, 1)) * np.arange(8)[:, None, None, None]
     batches = tf.data.Dataset.from_tensors((images, np.arange(8))).repeat(200)
     pairs = 0
-    for x, y in turns.mix(batches, Epoch().number).as_numpy_iterator():
+    for x, y in either.mix(batches, Epoch().number).as_numpy_iterator():
         np.testing.assert_allclose(y @ np.arange(8), x.mean(axis=(1, 2, 3)), atol=1e-5)
         flat = np.ptp(x, axis=(1, 2, 3)) == 0
         if np.all(y.max(axis=1) == 0.5) and flat.all():
@@ -50,14 +50,14 @@ def test_batches_are_pairs_or_cutmix_in_turns():
         else:
             assert np.all(x % 1 == 0)
     assert 70 < pairs < 130  # a coin, thrown 200 times
-    assert turns.has_table and turns.loss().global_weight == 0.5
+    assert either.has_table and either.loss().global_weight == 0.5
 
 
-def test_turns_end_with_whole_images():
-    turns = method("pairs_and_cutmix_off_at_the_end", classes=8)
-    turns.args.epochs, epoch = 10, Epoch()
+def test_pairs_or_cutmix_end_with_whole_images():
+    either = method("mixavg_or_cutmix_off_at_the_end", classes=8)
+    either.args.epochs, epoch = 10, Epoch()
     batches = tf.data.Dataset.from_tensors((np.zeros((8, 4, 4, 1)), np.arange(8)))
-    batches = turns.mix(batches.repeat(8), epoch.number)
+    batches = either.mix(batches.repeat(8), epoch.number)
     for number in (0, 7, 8, 9):
         epoch.on_epoch_begin(number)
         whole = all(y.max(axis=1).min() == 1 for _, y in batches.as_numpy_iterator())

@@ -231,8 +231,14 @@ LONG = list(range(100_000))
     [
         ((IMAGES, LONG), r"`y` must be .*a list of 100000, with int \(0\)"),
         ((LONG, NUMBERS), r"`x` must be .*a list of 100000, with int \(0\)"),
-        ((Frame(), NUMBERS), r"`x` must be .*Received: Frame of shape \(6, 2\)\. Convert"),
-        ((IMAGES, Frame()), r"`y` must be .*Received: Frame of shape \(6, 2\)\. Convert"),
+        (
+            (Frame(), NUMBERS),
+            r"`x` must be .*Received: Frame of shape \(6, 2\)\. Convert",
+        ),
+        (
+            (IMAGES, Frame()),
+            r"`y` must be .*Received: Frame of shape \(6, 2\)\. Convert",
+        ),
         ((IMAGES, NUMBERS, LONG), "`w` must be .*a list of 100000"),
         (({"a": Frame(), "b": IMAGES}, NUMBERS), "`x` .*a dict of 2, with Frame"),
         ({"images": "x" * 9999, "labels": NUMBERS}, "`images` must be .*str"),

@@ -24,7 +24,9 @@ def test_scores_of_a_known_case():
     logits = -np.arange(8.0)[None].repeat(8, axis=0)
     top5 = scores(logits, np.arange(8))["top5_accuracy"]
     assert top5 == pytest.approx(5 / 8)
-    assert scores(np.nan * logits, np.arange(8))["top5_accuracy"] == 0
+    for diverged in (np.full((8, 8), np.nan), np.full((8, 3), np.nan)):
+        found = scores(diverged, np.arange(8) % 3)
+        assert found["accuracy"] == found["top5_accuracy"] == 0
 
 
 def test_an_epoch_that_was_repeated_counts_once(tmp_path):

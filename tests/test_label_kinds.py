@@ -9,7 +9,7 @@ import pytest
 import reference
 import tensorflow as tf
 
-from keras_mixavg import MixAvg, SoftLabelCrossentropy
+from keras_mixavg import GlobalSoftLabel, MixAvg, SoftLabelCrossentropy
 
 NUMBERS = np.array([0, 3, 1, 2])
 PARTNERS = [1, 2, 3, 0]
@@ -130,14 +130,32 @@ def test_the_loss_takes_whole_numbers_of_any_dtype_for_classes(dtype, shape):
 def test_the_loss_takes_labels_whose_shape_tensorflow_learns_when_it_runs(
     labels, shape
 ):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("elsewhere shapes are known before a step runs")
     loss = SoftLabelCrossentropy(from_logits=True)
     step = tf.function(lambda y: loss(y, tf.constant(LOGITS)))
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("shapes are known before")
     found = step.get_concrete_function(tf.TensorSpec(shape, "float32"))
     expected = keras.losses.CategoricalCrossentropy(from_logits=True)(ROWS, LOGITS)
     given = found(tf.constant(labels, "float32"))
     np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["Sparse", ""])
+def test_a_model_trains_on_labels_of_unknown_shape(metric):
+    """With the callback and the metric that fits them."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("elsewhere shapes are known before a step runs")
+    labels = NUMBERS[:, None] if metric else ROWS
+    spec = tuple(tf.TensorSpec((None, size), "float32") for size in (4, None))
+    data = tf.data.Dataset.from_generator(
+        lambda: iter([(LOGITS, labels.astype("float32"))]), output_signature=spec
+    )
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    metric = getattr(keras.metrics, f"{metric}CategoricalAccuracy")()
+    model.compile("sgd", SoftLabelCrossentropy(from_logits=True), metrics=[metric])
+    callback = GlobalSoftLabel()
+    model.fit(data, callbacks=[callback], shuffle=False, verbose=0)
+    np.testing.assert_allclose(callback.table.sum(axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])

@@ -77,7 +77,7 @@ def test_of_many_classes_the_most_confused_pairs_are_named(rng):
     figure = plotting.plot_table(table, [f"class {k}" for k in range(100)])
     ax = figure.axes[1]
     texts = [label.get_text() for label in ax.get_yticklabels()]
-    assert texts[:2] == ["class 3 for class 7", "class 70 for class 20"]
+    assert texts[:2] == ["class 3 with class 7", "class 70 with class 20"]
     assert len(texts) == plotting.PAIRS_SHOWN
     widths = [bar.get_width() for bar in ax.patches]
     np.testing.assert_allclose(widths[:3], [30, 20, 0.1])

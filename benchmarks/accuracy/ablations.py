@@ -18,7 +18,7 @@ class PairsOffAtTheEnd(AveragedPairsWithTable):
         return lambda epoch: self.args.rate if epoch < last else 0.0
 
 
-class PairsAndCutMixInTurns(CutMix):
+class MixAvgOrCutMix(CutMix):
     """`mixavg` in a random half of the batches, and CutMix in the others."""
 
     global_soft_labels = {}  # the package's defaults
@@ -40,14 +40,14 @@ class PairsAndCutMixInTurns(CutMix):
         )
 
 
-class InTurnsOffAtTheEnd(PairsAndCutMixInTurns):
-    """`pairs_and_cutmix`, with whole images in the last fifth of the epochs."""
+class MixAvgOrCutMixOffAtTheEnd(MixAvgOrCutMix):
+    """`mixavg_or_cutmix`, with whole images in the last fifth of the epochs."""
 
     mixed_share = 0.8
 
 
 ABLATIONS = {
     "pairs_off_at_the_end": PairsOffAtTheEnd,
-    "pairs_and_cutmix": PairsAndCutMixInTurns,
-    "pairs_and_cutmix_off_at_the_end": InTurnsOffAtTheEnd,
+    "mixavg_or_cutmix": MixAvgOrCutMix,
+    "mixavg_or_cutmix_off_at_the_end": MixAvgOrCutMixOffAtTheEnd,
 }

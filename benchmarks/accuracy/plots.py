@@ -119,6 +119,8 @@ def reliability(found):
         for line in runs.values():
             of = line["test"]["bins"]
             for p, right, count in zip(*of.values(), strict=True):
+                if np.isnan(p):  # of a run that diverged
+                    continue
                 bin_of = int(np.ceil(p * scores.BINS)) - 1
                 sums[:, bin_of] += count * np.array([p, right, 1])
         bins[name] = *(sums[:2] / np.maximum(sums[2], 1)), sums[2]

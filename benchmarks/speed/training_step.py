@@ -77,7 +77,7 @@ def measure_growth(repeats):
 
     for classes, batch in GROWTH:
         steps = 50
-        if classes >= 10_000:  # each epoch's end takes half a minute there
+        if classes >= 10_000:  # each epoch's end takes seconds there
             if keras.backend.backend() != "tensorflow":
                 continue
             steps, repeats = 3, 2

@@ -54,7 +54,7 @@ def read_run(folder, images):
 
 
 def right(run):
-    return 100.0 * (run.logits.argmax(axis=1) == run.labels)
+    return 100.0 * scores.right(run.logits, run.labels)
 
 
 def nll(run):

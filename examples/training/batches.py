@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_mixavg import MixAvg
+from training.data import batch_size
 
 BATCHES = 2**32  # more than an epoch can have
 SHUFFLE, AUGMENT, UPSIDE_DOWN = 1, 2, 3  # each purpose has its own draws
@@ -99,6 +100,6 @@ def crop_and_flip(images, key, padding=4, flip="horizontal"):
 def validation_batches(images, labels, num_classes, args):
     """Uint8 images and one-hot labels. On several devices no batch is partial."""
     data = tf.data.Dataset.from_tensor_slices((images, labels))
-    size = min(args.batch_size, len(labels) - len(labels) % args.devices)
+    size = batch_size(len(labels), args)
     data = data.batch(size, drop_remainder=args.devices > 1)
     return data.map(MixAvg(rate=0, num_classes=num_classes)).cache()

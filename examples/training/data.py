@@ -28,6 +28,13 @@ def split(images, labels, count, seed):
     return (images[rest], labels[rest]), (images[held_out], labels[held_out])
 
 
+def batch_size(count, args):
+    """`--batch-size`, or fewer if there are only `count` images; a share per device."""
+    if count < args.devices:
+        raise SystemExit(f"--devices {args.devices}: there are only {count} images.")
+    return min(args.batch_size, count - count % args.devices)
+
+
 def with_label_noise(labels, share, rng):
     """Give `share` of the images a wrong label, uniform over the other classes."""
     labels = labels.astype("int64")  # a copy, in which bytes do not overflow

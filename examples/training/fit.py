@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import random
 import shlex
 import shutil
 import signal
@@ -72,21 +73,22 @@ def train(args, training, test, names, extra=()):
     images, labels = data.training_set(*training, args)
     epoch = feed.Epoch()
     method = args.methods[args.method](args, len(names))
+    drawn = random.getstate()  # the layers of some methods draw more
     validation, every = test, args.validate_every
     if method.validation_share:
         count, every = round(method.validation_share * len(labels)), 1
         seed = data.VALIDATION + args.seed
         (images, labels), validation = data.split(images, labels, count, seed)
-        whole = len(labels) - len(labels) % args.devices
-        args.batch_size = min(args.batch_size, whole)
-    backup = args.out / "backup"  # Keras writes this file last
-    resumes = method.resumes and (backup / "training_metadata.json").exists()
+        args.batch_size = data.batch_size(len(labels), args)
+    backup = args.out / "backup"
+    written = backup / "training_metadata.json"  # Keras writes this file last
+    resumes = method.resumes and written.exists()
     if not resumes:  # then it starts again
         shutil.rmtree(backup, ignore_errors=True)
     batches = feed.training(images, labels, method, args, epoch)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    keras.utils.set_random_seed(args.seed)  # the layers of some methods have drawn
+    random.setstate(drawn)  # so that all methods start from the same weights
     with distribution_scope(args):
         network = network_of(args)(images.shape[1:], len(names), args.weight_decay)
         if args.weights != NONE and not resumes:

@@ -17,13 +17,13 @@ def scores(logits, labels):
     log_p = log_probabilities(logits)
     probabilities = np.exp(log_p)
     own = log_p[np.arange(len(labels)), labels][:, None]
-    ranks = (~(log_p <= own)).sum(axis=1)  # nan is never right
+    ranks = (log_p > own).sum(axis=1)
     scaled, temperatures = temperature_scaled(logits, labels)
     bins = calibration(probabilities, labels)
     names = ("confidence", "accuracy", "count")
     return {
-        "accuracy": float(np.mean(probabilities.argmax(axis=1) == labels)),
-        "top5_accuracy": float(np.mean(ranks < 5)),
+        "accuracy": float(np.mean(right(logits, labels))),
+        "top5_accuracy": float(np.mean((ranks < 5) & ~np.isnan(own[:, 0]))),
         "nll": nll(logits, labels),
         "ece": ece(probabilities, labels),
         "scaled_nll": nll(scaled, labels),
@@ -35,6 +35,15 @@ def scores(logits, labels):
             for name, values in zip(names, bins, strict=True)
         },
     }
+
+
+def right(predictions, labels):
+    """Whether each row of logits or probabilities is right.
+
+    A row with nan, of a run that diverged, is not.
+    """
+    known = ~np.isnan(predictions).any(axis=1)
+    return known & (predictions.argmax(axis=1) == labels)
 
 
 def log_probabilities(logits):
@@ -52,7 +61,7 @@ def nll_of_each(logits, labels):
 
 
 def ece(probabilities, labels):
-    return ece_of(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return ece_of(probabilities.max(axis=1), right(probabilities, labels))
 
 
 def ece_of(confidence, correct, weights=None):
@@ -64,7 +73,7 @@ def ece_of(confidence, correct, weights=None):
 
 def calibration(probabilities, labels):
     """Mean confidence, accuracy (nan where empty) and count of each bin."""
-    return binned(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return binned(probabilities.max(axis=1), right(probabilities, labels))
 
 
 def binned(confidence, correct, weights=None):
