@@ -67,6 +67,16 @@ def average_of_bytes(values: Tensor, partners: Tensor, xp: Any = np) -> Tensor:
     return xp.bitwise_or(values, partners) - half_difference
 
 
+def kind_is_unknown(labels: Tensor, predictions: Tensor) -> bool:
+    """Whether the shape of labels leaves open if they are class numbers or rows.
+
+    TensorFlow may know it only when the step runs.
+    """
+    if getattr(labels.shape, "rank", 0) is None:
+        return True
+    return len(labels.shape) == len(predictions.shape) and labels.shape[-1] is None
+
+
 def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
     """Labels as rows: class numbers become one-hot, rows stay as they are.
 
@@ -86,9 +96,7 @@ def one_hot(labels: Tensor, predictions: Tensor) -> Tensor:
            [1., 0., 0.]], dtype=float32)
     """
     num_classes = predictions.shape[-1]
-    if getattr(labels.shape, "rank", 0) is None or (
-        len(labels.shape) == len(predictions.shape) and labels.shape[-1] is None
-    ):  # TensorFlow: known when it runs
+    if kind_is_unknown(labels, predictions):
         return ops.cond(
             ops.equal(ops.size(labels), ops.size(predictions)),
             lambda: ops.cast(ops.reshape(labels, ops.shape(predictions)), "float32"),

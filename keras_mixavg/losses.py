@@ -136,7 +136,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         y_true = equations.one_hot(given, predictions)
         shape = tuple(predictions.shape)
         self._check_shapes(tuple(y_true.shape), shape)
-        if getattr(given.shape, "rank", 0) is not None:
+        if not equations.kind_is_unknown(given, predictions):
             self._check_metrics(tuple(given.shape), shape)
         self.seen_classes = shape[-1]
         if self._uses_table(y_pred):  # first: a mask changes torch's weights

@@ -68,12 +68,17 @@ def difference(runs, baseline, score):
 def best_rival(methods):
     """The name of the rival that is most accurate with our seeds, or None."""
     there = [name for name in RIVALS if has_our_seeds(methods, name)]
+    return max(
+        there,
+        key=lambda name: mean(with_our_seeds(methods, name), "accuracy"),
+        default=None,
+    )
 
-    def accuracy(name):
-        runs = methods[name]
-        return mean({seed: runs[seed] for seed in methods.get(OURS, runs)}, "accuracy")
 
-    return max(there, key=accuracy, default=None)
+def with_our_seeds(methods, name):
+    """The runs of a method with the seeds of ours; all of them if ours has none."""
+    runs = methods.get(name, {})
+    return {seed: runs[seed] for seed in methods.get(OURS, runs) if seed in runs}
 
 
 def has_our_seeds(methods, name):
@@ -213,8 +218,7 @@ def summary():
         plain, ours, rival = methods[PLAIN], methods[OURS], best_rival(methods)
         rows.append([setting, len(ours), f"{mean(plain, 'training_accuracy'):.0f}"])
         for name in (PLAIN, *mixing(methods)):
-            runs = methods.get(name, {})
-            runs = {seed: runs[seed] for seed in ours if seed in runs}
+            runs = with_our_seeds(methods, name)
             rows[-1].append(f"{mean(runs, 'accuracy'):.1f}" if runs else "-")
             if name in (NAMES["keras_mixup"], NAMES["keras_cutmix"]):
                 rows[-1][-1] += " (keras.layers)"
