@@ -184,7 +184,9 @@ def parameters(args, counts):
     """Millions of trainable parameters of the network for these classes."""
     side = args.image_size
     try:
-        network = fit.network_of(args, random=True)((side, side, 3), len(counts), 0.0)
+        network = fit.network_of(args, random_weights=True)(
+            (side, side, 3), len(counts), 0.0
+        )
     except ValueError as error:
         raise SystemExit(
             f"{args.network} does not take images of {side} pixels: {error} "

@@ -73,6 +73,10 @@ def pytest_configure(config):
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
+    if "OPTIMIZE_GRAPHS" not in os.environ:
+        # A fifth of all time, more than it saves in the few steps of a test. The
+        # processes that tests start optimize their graphs, and so does processors.py.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     gc.freeze()  # what is imported stays: no collection need go through all of it
 
 

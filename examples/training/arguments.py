@@ -196,8 +196,7 @@ def check(args, parser):
             parser.error(f"--{name} must be {expected}, not {value}")
     if args.method == "label_smoothing" and args.global_weight is not None:
         parser.error("--global-weight does not apply to label_smoothing")
-    has_table = args.methods[args.method].global_soft_labels is not None
-    if not has_table and args.global_weight is None:
+    if not args.methods[args.method].wants_table(args):
         for name in ("fade_out", "prior_count"):
             if getattr(args, name) is not None:
                 parser.error(

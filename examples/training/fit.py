@@ -113,14 +113,14 @@ def train(args, training, test, names, extra=()):
     return record.write(args, model, test, names, table, batch, seconds)
 
 
-def network_of(args, random=False):
+def network_of(args, random_weights=False):
     """A function of the images' shape, the number of classes and the decay.
 
-    `random` skips the weights, for a caller that only needs the shapes.
+    `random_weights` is for a caller that only needs the shapes.
     """
     if args.weights == NONE:
         return of_name(args.network)
-    weights = None if random or args.smoke else args.weights
+    weights = None if random_weights or args.smoke else args.weights
     return functools.partial(
         pretrained, args.network, weights, image_size=args.scale_to
     )

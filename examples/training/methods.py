@@ -27,13 +27,18 @@ class Plain:
         names = ("global_weight", "prior_count", "fade_out")
         given = {name: getattr(args, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        self.has_table = self.global_soft_labels is not None or "global_weight" in given
+        self.has_table = self.wants_table(args)
         self.settings = {**(self.global_soft_labels or {}), **given}
         self.weight = {
             name: self.settings.pop(name)
             for name in ["global_weight"]
             if name in self.settings
         }
+
+    @classmethod
+    def wants_table(cls, args):
+        """Whether it has global soft labels, of itself or by --global-weight."""
+        return cls.global_soft_labels is not None or args.global_weight is not None
 
     def option(self, name):
         given = getattr(self.args, name)
