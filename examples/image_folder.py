@@ -16,7 +16,6 @@ interruption the same command continues.
 
 import argparse
 import copy
-import json
 import os
 import shlex
 import sys
@@ -76,8 +75,7 @@ def parse_arguments(argv=None):
         network="fast", epochs=60, batch_size=64, shift=None, quiet=True
     )
     args = parser.parse_args(argv)
-    if "erm" not in args.compared:
-        args.compared = ["erm", *args.compared]
+    args.compared = list(dict.fromkeys(["erm", *args.compared]))  # each once
     if len(args.compared) < 2:
         parser.error("--methods needs a method besides erm (plain training)")
     arguments.check(args, parser)
@@ -200,7 +198,7 @@ def command(args, argv, changes=None):
     changes = dict(changes or {})
     if args.smoke:  # its results are in a folder of their own
         changes = {"smoke": None, "out": None}
-    elif set(changes) - {"runs"}:
+    elif set(changes) - {"runs", "all_runs"}:
         tag = "-".join(f"{name}-{value}" for name, value in changes.items() if value)
         changes["out"] = f"{args.out}-{tag.replace('/', '_') or 'folds'}"
     kept, skip = [], False
@@ -209,12 +207,14 @@ def command(args, argv, changes=None):
         if skip:
             skip = False
         elif token.split("=")[0] in flags:
-            skip = "=" not in token and token != "--smoke"  # it has no value
+            has_value = token not in ("--smoke", "--all-runs")
+            skip = "=" not in token and has_value
         else:
             kept.append(token)
     for name, value in changes.items():
         if value is not None:
-            kept += [f"--{name.replace('_', '-')}", str(value)]
+            flag = f"--{name.replace('_', '-')}"
+            kept += [flag] if value is True else [flag, str(value)]
     return given(kept)
 
 
@@ -235,7 +235,7 @@ def progress_of(args):
         less = clock(left * (64 / args.image_size) ** 2)
         return f"With --image-size 64 it would be about {less}."
 
-    return Progress(runs, heads + args.epochs, smaller)
+    return Progress(runs, heads + args.epochs, smaller, heads)
 
 
 def check_out(args):
@@ -245,17 +245,7 @@ def check_out(args):
     settings["backend"] = keras.backend.backend()
     folders = [args.folder, *([args.validation] if args.validation else [])]
     settings["images"] = [folder.fingerprint(each) for each in folders]
-    path = args.out / "settings.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n")
-    before = json.loads(path.read_text())
-    changed = sorted(k for k in settings if before.get(k) != settings[k])
-    if changed:
-        raise SystemExit(
-            f"{args.out} has runs with other options: {', '.join(changed)}. Choose "
-            "another --out, or use the same options and images to continue."
-        )
+    record.check_options(args.out, settings, " and images")
 
 
 def load(args):
@@ -330,10 +320,9 @@ def report(args, argv, about, results, reason):
     )
     text = "\n\n".join([*text, f"    {next_command}", absolute, BELOW, differences])
     print(f"\n{text}")
-    (args.out / "answer.md").write_text(text)
-    (args.out / "page.html").write_text(
-        as_page(args, argv, about, results, title, paragraphs, next_command)
-    )
+    html = as_page(args, argv, about, results, title, paragraphs, next_command)
+    (args.out / "answer.md").write_text(text, encoding="utf-8")
+    (args.out / "page.html").write_text(html, encoding="utf-8")
     print(f"With pictures: {args.out / 'page.html'}; each run: {args.out}/METHOD-RUN")
 
 

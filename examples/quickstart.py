@@ -58,10 +58,11 @@ def parse_arguments(argv=None):
         value = getattr(args, name)
         if value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    if not args.batch_size <= args.train_examples <= 1000:
+    least = max(args.batch_size, 10)  # there are ten classes
+    if not least <= args.train_examples <= 1000:
         parser.error(
-            f"--train-examples must be from --batch-size, {args.batch_size}, to 1000, "
-            f"not {args.train_examples}"
+            f"--train-examples must be from {least} to 1000, a batch or one of each "
+            f"class at the least, not {args.train_examples}"
         )
     if not 0 <= args.wrong_labels < 1:
         parser.error(f"--wrong-labels must be in [0, 1), not {args.wrong_labels}")
@@ -76,7 +77,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from training import compare, scores  # noqa: E402
+from training import compare, data, scores  # noqa: E402
 from training.progress import Progress  # noqa: E402
 
 import keras_mixavg  # noqa: E402
@@ -111,15 +112,6 @@ def load_digits(train_examples):
         random_state=0,
     )
     return (train_x, train_y), (test_x, test_y)
-
-
-def with_wrong_labels(labels, share, seed):
-    """Replace a `share` of the labels by another class, rounded to whole labels."""
-    random = np.random.default_rng(seed)
-    wrong = random.permutation(len(labels))[: round(share * len(labels))]
-    labels = labels.copy()
-    labels[wrong] += random.integers(1, NUM_CLASSES, size=len(wrong))
-    return labels % NUM_CLASSES
 
 
 def pipeline(method, images, labels, seed, args):
@@ -157,11 +149,15 @@ def network(shape):
 def train_and_test(method, train, test, seed, args, more=()):
     """Train and test one model: its history, its result and its callbacks."""
     keras.utils.set_random_seed(seed)
-    data = pipeline(method, *train, seed, args)
+    batches = pipeline(method, *train, seed, args)
     model = network(train[0].shape[1:])
-    steps = args.epochs * len(data)
+    steps = args.epochs * len(batches)
+    warmup = steps // 10
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, warmup_target=args.learning_rate, warmup_steps=steps // 10
+        0.0,
+        steps - warmup,
+        warmup_target=args.learning_rate,
+        warmup_steps=warmup,
     )
     # Without the callback this loss is plain cross-entropy.
     loss = SoftLabelCrossentropy(global_weight=args.global_weight, from_logits=True)
@@ -173,7 +169,7 @@ def train_and_test(method, train, test, seed, args, more=()):
     )
     start = time.perf_counter()
     history = model.fit(
-        data,
+        batches,
         validation_data=tf.data.Dataset.from_tensor_slices(test).batch(500).cache(),
         epochs=args.epochs,
         callbacks=[*callbacks, *more],
@@ -260,7 +256,8 @@ def train_all(args, train, test):
     histories, results = {}, []
     progress = Progress(args.runs * len(METHODS), args.epochs)
     for seed in range(args.seed, args.seed + args.runs):
-        noisy = with_wrong_labels(train[1], args.wrong_labels, seed)
+        rng = np.random.default_rng(seed)
+        noisy = data.with_label_noise(train[1], args.wrong_labels, rng)
         for method in METHODS:
             history, result, callbacks = train_and_test(
                 method, (train[0], noisy), test, seed, args, [progress]

@@ -28,7 +28,7 @@ from keras_mixavg import (
 )
 
 CLASSES = 10
-TRAIN_IMAGES = 1536
+TRAIN_IMAGES, TEST_IMAGES = 1536, 256
 
 
 def parse_arguments():
@@ -47,6 +47,8 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.processes > 1 and not arguments.coordinator:
         parser.error("--processes needs --coordinator, the host:port of process 0")
+    if not 0 <= arguments.process < arguments.processes:
+        parser.error(f"--process must be from 0 to {arguments.processes - 1}")
     if arguments.batch_size % arguments.processes:
         parser.error("--batch-size must be a multiple of --processes")
     return arguments
@@ -67,18 +69,27 @@ def connect(arguments):
     )
 
 
+def share_of(count, arguments):
+    """The images of this process: as many as each other has, for as many steps."""
+    count -= count % arguments.processes
+    return slice(arguments.process, count, arguments.processes)
+
+
 def datasets(arguments):
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     images = (images / 16).astype("float32")
-    share = slice(arguments.process, TRAIN_IMAGES, arguments.processes)
-    train = tf.data.Dataset.from_tensor_slices((images[share], labels[share]))
+    train, test = (images, labels), (images[TRAIN_IMAGES:], labels[TRAIN_IMAGES:])
+    train, test = (
+        tf.data.Dataset.from_tensor_slices(
+            tuple(part[share_of(count, arguments)] for part in parts)
+        )
+        for parts, count in ((train, TRAIN_IMAGES), (test, TEST_IMAGES))
+    )
     size = arguments.batch_size // arguments.processes
     train = train.shuffle(TRAIN_IMAGES, seed=arguments.process)
     train = train.batch(size, drop_remainder=True)
     # Keras needs the same state of every random generator in all processes.
     train = train.apply(MixAvg(num_classes=CLASSES, seed=0)).prefetch(2)
-    test = slice(TRAIN_IMAGES + arguments.process, 1792, arguments.processes)
-    test = tf.data.Dataset.from_tensor_slices((images[test], labels[test]))
     return train, test.batch(size).map(MixAvg(rate=0, num_classes=CLASSES))
 
 

@@ -1,7 +1,7 @@
 """Train a classifier of Tiny-ImageNet with MixAvg or another method.
 
     python examples/tiny_imagenet.py --smoke               # check that it runs
-    python examples/tiny_imagenet.py --archive SUBSET.zip --network small --epochs 5
+    python examples/tiny_imagenet.py --archive SUBSET.zip --network small --epochs 30
     python examples/tiny_imagenet.py                       # the full recipe, on a GPU
 
 200 classes at 64x64 pixels, with the recipe and the flags of cifar.py. The TFDS builder

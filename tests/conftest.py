@@ -119,7 +119,7 @@ def eagerly():
 
 @pytest.fixture
 def few_steps(eagerly):
-    """Limit each `fit` to two epochs of three steps, to check only that code runs."""
+    """Limit each `fit` to two epochs of two steps, to check only that code runs."""
     import keras
 
     keras.config.set_max_epochs(2)

@@ -39,7 +39,8 @@ def narrow(weights=None, include_top=False, input_shape=None, pooling=None, **un
 @pytest.fixture
 def pretrained_file(tmp_path, monkeypatch):
     """Weights of `Narrow`, which keras.applications has for this test."""
-    narrow.__module__ = keras.applications.MobileNetV2.__module__  # -1 to 1
+    module = keras.applications.MobileNetV2.__module__  # its inputs are -1 to 1
+    monkeypatch.setattr(narrow, "__module__", module)
     monkeypatch.setattr(keras.applications, "Narrow", narrow, raising=False)
     path = tmp_path / "narrow.weights.h5"
     narrow(input_shape=(32, 32, 3)).save_weights(path)
@@ -52,7 +53,7 @@ def arguments(out, *flags):
     return cifar.parse_arguments(given)
 
 
-def digits():
+def noise():
     rng = np.random.default_rng(0)
     images, labels = (
         rng.integers(0, 256, (32, 32, 32, 3)).astype("uint8"),
@@ -86,7 +87,7 @@ def test_the_head_trains_first_then_all_and_a_stopped_run_goes_on_with_all(
     monkeypatch.setattr(fit, "compiled", compiled)
     flags = ["--method", "mixavg", "--weights", pretrained_file, "--head-epochs", "1"]
     args = arguments(tmp_path / "out", *flags)
-    fit.train(args, *digits())
+    fit.train(args, *noise())
     (first, of_head, head_rate), (second, of_all, rate) = seen
     before = narrow(weights=pretrained_file, input_shape=(32, 32, 3)).weights[0].numpy()
     np.testing.assert_array_equal(first, before)  # what the file has
@@ -104,10 +105,10 @@ def test_the_head_trains_first_then_all_and_a_stopped_run_goes_on_with_all(
 
     args = arguments(tmp_path / "stopped", *flags)
     with pytest.raises(KeyboardInterrupt):
-        fit.train(args, *digits(), extra=[StopBeforeSecondEpochOfAll()])
+        fit.train(args, *noise(), extra=[StopBeforeSecondEpochOfAll()])
     args.resume = True
     monkeypatch.setattr(fit, "train_head", None)  # it would be called in vain
-    fit.train(args, *digits())
+    fit.train(args, *noise())
     resumed = keras.saving.load_model(tmp_path / "stopped" / "model.keras")
     for one, other in zip(resumed.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -129,7 +130,7 @@ def test_a_run_that_died_before_its_first_backup_trains_the_head(
 
     monkeypatch.setattr(fit, "train_head", train_head)
     with pytest.raises(KeyboardInterrupt):
-        fit.train(args, *digits())
+        fit.train(args, *noise())
     assert len(seen) == 1 and not (out / "backup").exists()
 
 

@@ -280,6 +280,12 @@ def test_the_next_command_is_the_last_one_with_other_options():
     assert longer == f"{program} 'my photos' {expected}"
     more = image_folder.command(args, argv, {"runs": 10})
     assert more == f"{command} --runs 10"  # in the same place: what is done counts
+    confirmed = image_folder.command(args, argv, {"runs": 10, "all_runs": True})
+    assert confirmed == f"{command} --runs 10 --all-runs"
+    argv += ["--all-runs"]
+    assert image_folder.command(args, argv, {"runs": 4, "all_runs": True}) == (
+        f"{command} --runs 4 --all-runs"
+    )
     smoke = image_folder.parse_arguments(["my photos", "--smoke"])
     assert smoke.out.name == "folder-my photos-smoke"
     argv_of_smoke = ["my photos", "--smoke", "--epochs", "9"]
@@ -288,6 +294,11 @@ def test_the_next_command_is_the_last_one_with_other_options():
     argv += ["--validation", "others"]
     without = image_folder.command(args, argv, {"validation": None})
     assert "--validation" not in without and without.endswith("--out here-folds")
+
+
+def test_each_method_is_compared_once():
+    given = ["some/folder", "--methods", "mixup", "erm", "mixup"]
+    assert image_folder.parse_arguments(given).compared == ["erm", "mixup"]
 
 
 def test_help_has_every_default_and_says_what_the_networks_are(capsys):

@@ -105,7 +105,7 @@ def test_each_image_is_cropped_and_flipped_by_itself():
     out = np.asarray(on_device.crop_and_flip(images, jax.random.key(3)))
     found = [crop_and_flip_of(*pair) for pair in zip(images, out, strict=True)]
     assert None not in found
-    assert len(found) == 40 and len(set(found)) > 25
+    assert len(set(found)) > 25
     assert {step for *_, step in found} == {1, -1}
 
 

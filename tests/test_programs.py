@@ -128,6 +128,26 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
     assert_the_same(out, tmp_path / "whole")
 
 
+def test_a_run_is_resumed_with_its_own_options_only(tmp_path):
+    """`--resume --method mixavg` after a run of erm, say."""
+    begun = ["--smoke", "--quiet", "--resume", "--out", str(tmp_path)]
+    args = cifar.parse_arguments([*begun, "--method", "erm"])
+    with pytest.raises(SystemExit, match="no data"):
+        cifar.fit.main(args, lambda args: sys.exit("no data"))
+    before = (tmp_path / "settings.json").read_text()
+    args = cifar.parse_arguments([*begun, "--method", "mixavg", "--seed", "3"])
+    with pytest.raises(SystemExit, match="with other options: method, seed. Choose"):
+        cifar.fit.main(args, lambda args: sys.exit("no data"))
+    assert (tmp_path / "settings.json").read_text() == before
+
+
+def test_short_training_warms_up_for_a_quarter_of_it():
+    epochs = {"2": 0, "12": 3, "60": 5}
+    for given, expected in epochs.items():
+        args = cifar.parse_arguments(["--epochs", given, "--out", "nowhere"])
+        assert args.warmup_epochs == expected
+
+
 def test_an_unfinished_run_is_not_written_over(tmp_path, capsys):
     (tmp_path / "backup").mkdir()
     refused_for(["--out", tmp_path], "has an unfinished run", capsys)
@@ -166,6 +186,16 @@ def assert_the_same(out, other):
         (["--learning-rate", "fast"], "--learning-rate: invalid float value"),
         (["--method", "erm", "--fade-out", "0.3"], "has no global soft labels"),
         (["--mixed-precision", "int8"], "invalid choice: 'int8'"),
+        (["--epochs", "3", "--warmup-epochs", "3"], "less than --epochs, 3, not 3"),
+        (["--rate", "2"], "--method mixavg: "),
+        (["--fade-out", "3"], "--method mixavg: "),
+        (["--seed", "-1"], "--seed must be at least 0, not -1"),
+        (["--backend", "torch"], "Set KERAS_BACKEND=torch instead"),
+        (["--back", "jax"], "unrecognized arguments: --back"),
+        (
+            ["--method", "stopped_early", "--global-weight", "0.5"],
+            "--global-weight does not apply to --method stopped_early",
+        ),
     ],
 )
 @pytest.mark.parametrize("program", [cifar, tiny_imagenet], ids=["cifar", "tiny"])

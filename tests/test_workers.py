@@ -44,9 +44,10 @@ def test_arrays_come_back_as_arrays_of_their_library():
     assert type(x) is np.ndarray and type(y) is np.ndarray
     x, y = layer(1)(torch.from_numpy(X), torch.from_numpy(Y))
     assert isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
-    assert x.dtype == torch.float32 and pairs((x.cpu(), y.cpu()))
+    assert x.dtype == torch.float32
+    pairs((x.cpu(), y.cpu()))  # which checks that they are averages
     x, y = layer(1)(tf.constant(X), tf.constant(Y))
-    assert pairs((x, y))
+    pairs((x, y))
     if keras.backend.backend() != "tensorflow":
         assert isinstance(x, tf.Tensor) or isinstance(x, type(keras.ops.zeros(1)))
 

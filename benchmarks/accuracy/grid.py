@@ -185,8 +185,8 @@ def flags(options):
 
 def arguments(options):
     """`(program, args)`: the module that the options name, and its arguments."""
-    if "backend" in options:
-        os.environ["KERAS_BACKEND"] = options["backend"]
+    # The key of a run says TensorFlow by saying nothing.
+    os.environ["KERAS_BACKEND"] = options.get("backend", "tensorflow")
     import cifar  # which imports Keras
     import tiny_imagenet
     from ablations import ABLATIONS
@@ -204,6 +204,7 @@ def arguments(options):
 
 def train(run, places, path):
     """Train with the example program, and append the result."""
+    commit = provenance.commit()  # now, not after the run
     folder = Path("runs") / f"grid-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     more = {"seed": run.seed, "out": folder, "quiet": True, **places}
@@ -215,7 +216,7 @@ def train(run, places, path):
     table = folder / "soft_labels.npy"
     for place in PLACES:
         result["settings"].pop(place, None)
-    line = {"options": run.options, "seed": run.seed, "commit": provenance.commit()}
+    line = {"options": run.options, "seed": run.seed, "commit": commit}
     line |= {**result, "history": short(read_history(folder)), "table": None}
     if table.exists():
         import numpy as np
@@ -301,13 +302,18 @@ def parse_arguments():
     add("--core", type=int, help=argparse.SUPPRESS)
     # fmt: on
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, not {args.jobs}")
     args.results = args.results or (Path("runs/smoke.jsonl") if args.smoke else RUNS)
     return args
 
 
 def main():
     args = parse_arguments()
-    _, runs = read(args.grid, args.smoke, args.results)
+    content, runs = read(args.grid, args.smoke, args.results)
+    if args.setting and args.setting not in content["settings"]:
+        names = ", ".join(map(repr, content["settings"]))
+        raise SystemExit(f"--setting {args.setting!r} is none of {names}")
     if args.run:
         if hasattr(os, "sched_setaffinity"):  # TensorFlow then starts no more threads
             cores = sorted(os.sched_getaffinity(0))

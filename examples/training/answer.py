@@ -438,9 +438,9 @@ def fine_tune(args):
             },
         )
     return (
-        "Use the method in your own program, as docs/recipes/transfer.md shows. To "
-        "confirm the answer with other seeds and other parts of the images:",
-        {"runs": 2 * args.runs},
+        "To confirm the answer with other seeds and other parts of the images (how to "
+        "fine-tune in your own program: docs/recipes/transfer.md):",
+        {"runs": 2 * args.runs, "all_runs": True},
     )
 
 

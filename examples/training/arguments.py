@@ -39,7 +39,9 @@ SMOKE = {
 def parser(description, methods=METHODS):
     """A parser with the flags that all programs share."""
     result = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # `--backend` is read before this
     )
     result.set_defaults(methods=methods)
     _add_method(result, methods)
@@ -66,8 +68,9 @@ def _add_method(parser, methods):
         help="share of a label that is spread over all classes, for label_smoothing "
         "and mixup_or_cutmix (default: 0.1)")
     add("--global-weight", type=float,
-        help="weight of the global soft labels, which any method gets with this flag "
-        "(default: the package's for mixavg, 0.5 for ols)")
+        help="weight of the global soft labels, which a method gets with this flag, "
+        "except label_smoothing and stopped_early (default: the package's for mixavg, "
+        "0.5 for ols)")
     add("--fade-out", type=float, metavar="SHARE",
         help="last share of the epochs, over which that weight falls to 0 (default: "
         "the package's; 0 for ols)")
@@ -118,8 +121,9 @@ def add_training(parser):
     add("--learning-rate", type=float,
         help=f"peak learning rate (default: {FROM_SCRATCH}, with SGD; with --weights "
         f"{FINE_TUNING}, with Adam)")
-    add("--warmup-epochs", type=int, default=5,
-        help="epochs in which the learning rate rises (default: %(default)s)")
+    add("--warmup-epochs", type=int, metavar="N",
+        help="epochs in which the learning rate rises, before it falls (default: 5, "
+        "and at most a quarter of --epochs)")
     add("--momentum", type=float, default=0.9, help="of SGD (default: %(default)s)")
     add("--weight-decay", type=float, default=5e-4,
         help="L2 on kernels, except in keras.applications (default: %(default)s)")
@@ -194,19 +198,27 @@ def check(args, parser):
             parser.error(f"--{name} does not apply to --method {args.method}")
         if not right(value):
             parser.error(f"--{name} must be {expected}, not {value}")
-    if args.method == "label_smoothing" and args.global_weight is not None:
-        parser.error("--global-weight does not apply to label_smoothing")
-    if not args.methods[args.method].wants_table(args):
+    method = args.methods[args.method]
+    if args.global_weight is not None and not method.may_have_table:
+        parser.error(f"--global-weight does not apply to --method {args.method}")
+    if not method.wants_table(args):
         for name in ("fade_out", "prior_count"):
             if getattr(args, name) is not None:
                 parser.error(
                     f"--{name.replace('_', '-')} does not apply to --method "
                     f"{args.method}, which has no global soft labels"
                 )
-    for name in ("shift", "head_epochs"):
+    for name in ("shift", "head_epochs", "seed"):
         value = getattr(args, name)
         if value is not None and value < 0:
             parser.error(f"--{name.replace('_', '-')} must be at least 0, not {value}")
+    if args.warmup_epochs is None:
+        args.warmup_epochs = min(5, args.epochs // 4)
+    if not 0 <= args.warmup_epochs < args.epochs:
+        parser.error(
+            f"--warmup-epochs must be at least 0 and less than --epochs, "
+            f"{args.epochs}, not {args.warmup_epochs}"
+        )
     try:
         of_name(args.network)
         check_weights(args.network, args.weights)
@@ -216,10 +228,20 @@ def check(args, parser):
         parser.error("--scale-to is for a network of keras.applications with --weights")
     if args.learning_rate is None:
         args.learning_rate = FROM_SCRATCH if args.weights == NONE else FINE_TUNING
+    if args.backend not in (None, keras.backend.backend()):
+        parser.error(
+            f"--backend {args.backend} comes too late: Keras is loaded with "
+            f"{keras.backend.backend()}. Set KERAS_BACKEND={args.backend} instead."
+        )
     if args.on_device:
         check_on_device(args, parser)
     if args.batch_size % args.devices:
         parser.error("--batch-size must be a multiple of --devices")
+    try:  # what the package refuses, before data are read and a head is trained
+        method = method(args, num_classes=2)
+        method.layer(method.rate_at(0)), method.loss(), method.callbacks()
+    except ValueError as error:
+        parser.error(f"--method {args.method}: {error}")
 
 
 def check_on_device(args, parser):

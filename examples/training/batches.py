@@ -11,6 +11,9 @@ import tensorflow as tf
 from keras_mixavg import MixAvg
 from training.data import batch_size
 
+if keras.backend.backend() != "tensorflow":  # which else takes all memory of the GPUs
+    tf.config.set_visible_devices([], "GPU")
+
 BATCHES = 2**32  # more than an epoch can have
 SHUFFLE, AUGMENT, UPSIDE_DOWN = 1, 2, 3  # each purpose has its own draws
 

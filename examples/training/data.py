@@ -6,6 +6,32 @@ HELD_OUT = 1000  # the seed of --held-out, the same in every run
 VALIDATION = 2000  # added to the seed of a run, whose own draws other choices
 
 
+def check(training, test, names, shift):
+    """Refuse what the programs cannot train on, before anything is trained."""
+    for part, (images, labels) in (("training", training), ("test", test)):
+        square = images.ndim == 4 and images.shape[1] == images.shape[2]
+        if images.dtype != "uint8" or not square:
+            raise SystemExit(
+                f"The {part} images must be uint8, of shape (images, side, side, "
+                f"channels), not {images.dtype} of shape {images.shape}."
+            )
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise SystemExit(
+                f"The {part} labels must be integers, one for each of the "
+                f"{len(images)} images, not {labels.dtype} of shape {labels.shape}."
+            )
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise SystemExit(
+                f"The {part} labels must be from 0 to {len(names) - 1}, since there "
+                f"are {len(names)} names; they are {labels.min()} to {labels.max()}."
+            )
+        if shift >= images.shape[1]:
+            raise SystemExit(
+                f"--shift {shift} must be less than the side of the images, "
+                f"{images.shape[1]} pixels."
+            )
+
+
 def few_of_each_class(images, labels, count, seed):
     """`count` examples, spread over the classes evenly, up to one."""
     if count > len(labels):

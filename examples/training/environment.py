@@ -40,6 +40,11 @@ def environment():
         import jax
 
         devices = [f"{d.device_kind} {d.id}" for d in jax.devices()]
+    elif backend == "torch":
+        import torch
+
+        gpus = range(torch.cuda.device_count())
+        devices = [f"{torch.cuda.get_device_name(i)} {i}" for i in gpus] or ["CPU"]
     else:
         import tensorflow as tf
 

@@ -27,12 +27,18 @@ def main(args, load):
     Ctrl-C ends the run after the current step. The message has the command that
     continues it.
     """
+    options = record.settings(args) | {"backend": keras.backend.backend()}
+    may_change = ("out", "data_dir", "resume", "quiet")
+    options = {k: v for k, v in options.items() if k not in may_change}
+    record.check_options(args.out, options)
     try:
         result = train(args, *load(args))
     except KeyboardInterrupt:
         command = [a for a in sys.argv if a != "--resume"]
         if "--out" not in command:
             command += ["--out", str(args.out)]
+        if args.backend is None and keras.backend.backend() != "tensorflow":
+            command += ["--backend", keras.backend.backend()]
         resumes = args.methods[args.method].resumes
         how = "Continue after the last finished epoch" if resumes else "Start again"
         raise SystemExit(
@@ -57,6 +63,7 @@ def train(args, training, test, names, extra=()):
         names: of the classes.
         extra: more callbacks.
     """
+    data.check(training, test, names, args.shift)
     keras.utils.set_random_seed(args.seed)
     if args.on_device:
         from training import on_device as feed
@@ -76,6 +83,7 @@ def train(args, training, test, names, extra=()):
     drawn = random.getstate()  # the layers of some methods draw more
     validation, every = test, args.validate_every
     if method.validation_share:
+        args = copy.copy(args)  # with a smaller batch, if there are too few images
         count, every = round(method.validation_share * len(labels)), 1
         seed = data.VALIDATION + args.seed
         (images, labels), validation = data.split(images, labels, count, seed)

@@ -40,7 +40,9 @@ def survey(folder):
             others[path.suffix.lower() or "no ending"] += 1
             continue
         try:
-            image = tf.io.decode_image(path.read_bytes(), expand_animations=False)
+            image = tf.io.decode_image(
+                path.read_bytes(), channels=3, expand_animations=False
+            )
             sides.append(min(image.shape[:2]))
         except (tf.errors.OpError, OSError):
             broken.append(path)

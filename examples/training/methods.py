@@ -17,6 +17,7 @@ class Plain:
     """Plain training: no mixing, one-hot labels."""
 
     global_soft_labels = None  # or their settings, which flags override
+    may_have_table = True  # whether --global-weight gives it global soft labels
     options = {}  # flags of this method, and their defaults
     validation_share = 0.0  # of the training images, instead of the test images
     resumes = True  # whether a run that was stopped can continue
@@ -29,11 +30,8 @@ class Plain:
         given = {name: value for name, value in given.items() if value is not None}
         self.has_table = self.wants_table(args)
         self.settings = {**(self.global_soft_labels or {}), **given}
-        self.weight = {
-            name: self.settings.pop(name)
-            for name in ["global_weight"]
-            if name in self.settings
-        }
+        weight = self.settings.pop("global_weight", None)
+        self.weight = {} if weight is None else {"global_weight": weight}
 
     @classmethod
     def wants_table(cls, args):
@@ -88,6 +86,7 @@ class StoppedEarly(Plain):
     again: Keras' callback does not keep the best weights of its earlier epochs.
     """
 
+    may_have_table = False
     validation_share = 0.1
     resumes = False
 
@@ -108,6 +107,7 @@ class StoppedEarly(Plain):
 class LabelSmoothing(Plain):
     """No mixing, labels smoothed by --smoothing."""
 
+    may_have_table = False
     options = {"smoothing": 0.1}
 
     def loss(self):

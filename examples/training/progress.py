@@ -16,11 +16,12 @@ class Progress(keras.callbacks.Callback):
         epochs: of each.
         advice: a function of the seconds that are left, whose text is printed; None for
             no text.
+        short: how many epochs of each, the first, are shorter than the others.
     """
 
-    def __init__(self, runs, epochs, advice=None):
+    def __init__(self, runs, epochs, advice=None, short=0):
         super().__init__()
-        self.epochs, self.advice = epochs, advice
+        self.epochs, self.advice, self.short = epochs, advice, short
         self.total, self.done, self.seen = runs * epochs, 0, 0
         verbose = 1 if sys.stdout.isatty() else 2
         self.bar = keras.utils.Progbar(self.total, verbose=verbose, unit_name="epoch")
@@ -31,8 +32,9 @@ class Progress(keras.callbacks.Callback):
         self.bar.update(min(self.done + self.seen, self.total - 1))
         seconds = time.perf_counter() - self.begin
         self.begin = time.perf_counter()
-        # The first epoch compiles, and takes longer.
-        if not self.estimated and (self.seen > 1 or seconds > 60):
+        # The first of the long epochs compiles, and takes longer still.
+        long = self.seen - self.short
+        if not self.estimated and (long > 1 or (long == 1 and seconds > 60)):
             self.estimated = True
             self.print_estimate(seconds)
 

@@ -7,6 +7,7 @@ the scalars and the pictures.
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def write(args, model, test, class_names, table, batch, seconds):
     """
     images, labels = test
     logits = logits_of(model, images)
+    np.savez(args.out / "predictions.npz", logits=logits, labels=labels)
+    model.save(args.out / "model.keras")
     history = read_history(args.out)
     validates = args.methods[args.method].validation_share > 0
     curves, p = curves_of(history, validates), np.exp(log_probabilities(logits))
@@ -48,11 +51,9 @@ def write(args, model, test, class_names, table, batch, seconds):
         np.save(args.out / "soft_labels.npy", table)
     for figure in figures.values():
         add_subtitle(figure, args)
-    np.savez(args.out / "predictions.npz", logits=logits, labels=labels)
     save_pictures(args.out, figures)
     if not args.on_device:  # which is without TensorFlow
         show_in_tensorboard(args.out, figures)
-    model.save(args.out / "model.keras")
     result = {
         "test": scores(logits, labels),
         "seconds": seconds,
@@ -62,9 +63,36 @@ def write(args, model, test, class_names, table, batch, seconds):
         "settings": settings(args),
         **environment(),
     }
-    (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out / "result.json", result)
     shutil.rmtree(args.out / "backup", ignore_errors=True)  # the run is finished
     return result
+
+
+def write_json(path, content):
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def check_options(out, options, more=""):
+    """All that is in a folder must have the same options, which `settings.json` has.
+
+    Raises:
+        SystemExit: if they are others, with their names.
+    """
+    path = out / "settings.json"
+    if not path.exists():
+        write_json(path, options)
+    before = json.loads(path.read_text())
+    options = json.loads(json.dumps(options))
+    changed = sorted(name for name in options if before.get(name) != options[name])
+    if changed:
+        raise SystemExit(
+            f"{out} has runs with other options: {', '.join(changed)}. Choose another "
+            f"--out, or use the same options{more} to continue."
+        )
 
 
 def logits_of(model, images):
@@ -89,10 +117,6 @@ def read_history(out):
     """
     with open(out / "history.csv") as file:
         rows = {row["epoch"]: row for row in csv.DictReader(file)}
-    with open(out / "history.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, next(iter(rows.values())))
-        writer.writeheader()
-        writer.writerows(rows.values())
     columns = {name: [] for row in rows.values() for name in row}
     for row in rows.values():
         for name, values in columns.items():
