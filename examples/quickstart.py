@@ -152,12 +152,8 @@ def train_and_test(method, train, test, seed, args, more=()):
     batches = pipeline(method, *train, seed, args)
     model = network(train[0].shape[1:])
     steps = args.epochs * len(batches)
-    warmup = steps // 10
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        steps - warmup,
-        warmup_target=args.learning_rate,
-        warmup_steps=warmup,
+        0.0, steps, warmup_target=args.learning_rate, warmup_steps=steps // 10
     )
     # Without the callback this loss is plain cross-entropy.
     loss = SoftLabelCrossentropy(global_weight=args.global_weight, from_logits=True)

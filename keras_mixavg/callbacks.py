@@ -41,8 +41,9 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     Validation, `evaluate` and `predict` neither use nor change it.
 
     The table belongs to the loss: another `fit` goes on from it, with this or a new
-    callback, and whatever saves the model saves the table: `model.save`,
-    `BackupAndRestore`, `ModelCheckpoint`. From the first `fit` on it is one of the
+    callback, and is saved with the model in `.keras` files, by `save_weights`,
+    `BackupAndRestore` and `ModelCheckpoint` (docs/saving.md of the repository has the
+    ways that lose it). From the first `fit` on it is one of the
     model's metrics, which reports nothing; without this callback the loss is plain
     cross-entropy. Evidence from an unfinished epoch counts for the next one. Samples
     with a prediction, label or sample weight that is not finite, with a negative
@@ -52,7 +53,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
     Put it before `CSVLogger` and other callbacks that read the logs at the epoch's end.
     The repository has pages on what it logs and which metrics work with it
     (docs/metrics.md), on training that may stop early (docs/early_stopping.md), and on
-    loops of your own, which call its hooks through a `keras.callbacks.CallbackList`
+    custom training loops, which call its hooks through a `keras.callbacks.CallbackList`
     (docs/own_loops.md).
 
     Reference: "Bypassing the Random Input Mixing in Mixup" (OpenReview mLtPtH2SIHX) for
@@ -71,11 +72,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             one that was never interrupted. 0 never fades. `"learning_rate"` is for
             training that may stop early, with `ReduceLROnPlateau` for example: the
             weight is in proportion to the learning rate when an epoch begins, and full
-            at the highest rate of this `fit` so far. None, the default, means 0.3, or
-            no fade where none is possible: with a callable `global_weight`, which is
-            used as it is, and in a loop that does not know its number of epochs. With
-            a callable any `fade_out` but 0 is an error, in such a loop any number but
-            0.
+            at the highest rate of this `fit` so far. None, the default, means 0.3, but
+            no fade with a callable `global_weight`, which is used as it is, or in a
+            loop that does not know its number of epochs. There an explicit value is an
+            error, except 0 and, in such a loop, `"learning_rate"`.
 
     Logs:
         `soft_label_confidence`: mean of the table's diagonal, 1 for the identity.

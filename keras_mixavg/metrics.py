@@ -10,10 +10,11 @@ from keras_mixavg import checks, equations
 
 @keras.saving.register_keras_serializable(package="keras_mixavg")
 class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
-    """How often the top prediction is a class with the largest label mass.
+    """The label mass of the top prediction, relative to the largest.
 
     Per sample `y_true[argmax(y_pred)] / max(y_true)`: one if the prediction is either
-    class of an averaged pair, and ordinary accuracy on one-hot labels. (Keras'
+    class of an averaged pair, ordinary accuracy on one-hot labels, and a fraction on
+    other soft labels. (Keras'
     "accuracy" takes the argmax of the label too, so only the lower class number of a
     pair is right. docs/metrics.md of the repository lists the metrics that work.)
 
@@ -28,7 +29,7 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
         sample_weight: optional, `(...)`.
 
     Raises:
-        ValueError: if `y_true` and `y_pred` differ in shape.
+        ValueError: if `y_true` is neither class numbers nor rows as wide as `y_pred`.
 
     Example:
 
@@ -66,7 +67,7 @@ class SoftLabelTopKAccuracy(keras.metrics.MeanMetricWrapper):
 
     Raises:
         ValueError: if `k` is not a positive integer or exceeds the number of classes,
-            or if `y_true` and `y_pred` differ in shape.
+            or if `y_true` is neither class numbers nor rows as wide as `y_pred`.
 
     Example:
 
@@ -114,9 +115,10 @@ def _labels_and_predictions(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
     y_true = ops.cast(y_true, "float32")
     if len(y_true.shape) != len(y_pred.shape) or y_true.shape[-1] != y_pred.shape[-1]:
         raise ValueError(
-            "`y_true` and `y_pred` must have the same shape (..., num_classes). "
-            f"Received: y_true.shape={tuple(y_true.shape)}, "
-            f"y_pred.shape={tuple(y_pred.shape)}. One-hot encode the labels, e.g. with "
-            "MixAvg(num_classes=...) or keras.utils.to_categorical."
+            "`y_true` must be class numbers, (...) or (..., 1), or have the shape of "
+            "`y_pred`, (..., num_classes). Received: "
+            f"y_true.shape={tuple(y_true.shape)}, y_pred.shape={tuple(y_pred.shape)}. "
+            "One-hot encode the labels, e.g. with MixAvg(num_classes=...) or "
+            "keras.utils.to_categorical."
         )
     return y_true, y_pred

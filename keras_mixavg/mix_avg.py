@@ -53,11 +53,12 @@ class MixAvg(DataLayer):
             with `epoch` it may be a function, `epoch -> float`.
         num_classes: int, needed where labels are one number for each sample. Class
             numbers are made one-hot. With 1 the numbers are averaged as they are, such
-            as the labels 0 and 1 of a sigmoid, or a regression target. For labels that
-            are a dict (or a list), a dict (or a list) of these, with None for a head
-            that is to be averaged as it is.
-        seed: optional int. With it every run has the same pairs; docs/seeds.md of the
-            repository has the details for each way to feed a model.
+            as the labels 0 and 1 of a sigmoid, or a regression target. For labels in a
+            dict or list the same structure with an int for each output, and None for
+            an output whose labels are averaged as numbers.
+        seed: optional int. On a dataset every run then has the same pairs. In a `map`
+            with parallel calls timing decides; docs/seeds.md of the repository has
+            each way to feed a model.
         **kwargs: `name`, `trainable` and `dtype` of `keras.layers.Layer`. The dtype
             does not matter: tensors keep their own.
 
@@ -95,9 +96,9 @@ class MixAvg(DataLayer):
         ValueError: for `rate` outside [0, 1], shapes that do not fit, labels outside
             `[0, num_classes)`, integers of shape `(batch, num_classes)` other than 0
             and 1, a dict without `images` or `labels`, or with boxes, keypoints or
-            masks. Inside `tf.data`, where values are known only at run time, bad values
-            raise `tf.errors.InvalidArgumentError`.
-        TypeError: for string, ragged and sparse tensors.
+            masks under the keys of Keras. Inside `tf.data`, where values are known only
+            at run time, bad values raise `tf.errors.InvalidArgumentError`.
+        TypeError: for lists, and for string, ragged and sparse tensors.
 
     Example:
 

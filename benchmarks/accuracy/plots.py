@@ -80,26 +80,32 @@ def draw_accuracy(found):
 
 
 def draw_gains():
-    """The gains of four methods over plain training, in each setting."""
+    """What the mixing methods and the best rival gain over plain training."""
     shown = tables.settings_shown()
-    labels = {colour: [] for colour in ("C0", "C2", "0.45", "C1")}
+    labels = {colour: [] for colour in ("C0", "C2", "C3", "0.45", "C1")}
     height = 1.6 + 0.75 * len(shown)
     figure, ax = plt.subplots(figsize=(8, height), layout="constrained")
     figure.suptitle("How much more accurate than plain training?")
     for row, (_, methods) in enumerate(shown):
         plain = tables.values(methods[PLAIN], "accuracy")
-        names = [*tables.mixing(methods), OURS]
+        mixup, cutmix, pairs = tables.mixing(methods)
+        rival = tables.best_rival(methods)
+        rival = None if rival in (mixup, cutmix, PLAIN) else rival
+        names = [mixup, cutmix, rival, pairs, OURS]
         for i, (name, colour) in enumerate(zip(names, labels, strict=True)):
             ours = tables.values(methods.get(name, {}), "accuracy")
             if seeds := sorted(set(plain) & set(ours)):
                 gain, half = compare.interval([ours[s] - plain[s] for s in seeds])
                 half = half if np.isfinite(half) else None
-                y = row + 0.18 * (i - 1.5)
+                y = row + 0.15 * (i - 2)
                 ax.errorbar(gain, y, xerr=half, fmt="o", ms=5, c=colour, capsize=3)
                 labels[colour] += [name] if name not in labels[colour] else []
     for colour, names in labels.items():
         if names:
-            ax.plot([], [], "o", c=colour, label=" or ".join(names))
+            label = " or ".join(names)
+            if colour == "C3":
+                label = f"the best rival: {'; '.join(names)}"
+            ax.plot([], [], "o", c=colour, label=fill(label, 46))
     ax.axvline(0, color="k", lw=1)
     ax.set_yticks(range(len(shown)), [fill(setting, 26) for setting, _ in shown])
     ax.set_ylim(len(shown) - 0.5, -0.5)

@@ -189,7 +189,12 @@ def choices(name):
     return compare.markdown([*header, "chosen"], rows)
 
 
-GRIDS_SHOWN = ("memorise", "fair", "capacity")  # in README.md
+GRIDS_SHOWN = {  # in README.md, with what a setting's name does not say
+    "memorise": "",
+    "fair": "",
+    "capacity": "",
+    "pretrained": "fine-tuning, ",
+}
 
 
 def settings_shown():
@@ -198,13 +203,13 @@ def settings_shown():
     Sorted by the training accuracy of plain training, highest first.
     """
     found, shown = [], set()
-    for name in GRIDS_SHOWN:
+    for name, about in GRIDS_SHOWN.items():
         for setting, methods in runs_of(name)[2].items():
             lines = methods.get(OURS, {}).values()
             keys = {grid.key(line["options"], line["seed"]) for line in lines}
             if methods.get(PLAIN) and not keys <= shown:
                 shown |= keys
-                found.append((setting, methods))
+                found.append((about + setting, methods))
     return sorted(found, key=lambda item: -mean(item[1][PLAIN], "training_accuracy"))
 
 
