@@ -22,7 +22,8 @@ def parse_arguments(argv=None, methods=METHODS):
     add("--archive", type=Path, metavar="ZIP",
         help="read this archive of the official layout instead of downloading it")
     add("--data-dir", type=Path, metavar="DIR",
-        help="the data directory of TFDS (with --archive: runs/data/NAME of the ZIP)")
+        help="the data directory of TFDS (default with --archive: runs/data); an "
+        "archive has a folder of its own in it")
     # fmt: on
     return arguments.parse(parser, "tiny_imagenet", argv)
 
@@ -36,9 +37,13 @@ def load(args):
 
     archive, data_dir = args.archive, args.data_dir
     if args.smoke:
-        archive = make_archive(args.out / "made-up.zip")
-    if archive and not data_dir:  # not mixed with the full data or other archives
-        data_dir = args.out / "data" if args.smoke else Path("runs/data") / archive.stem
+        archive, data_dir = make_archive(args.out / "made-up.zip"), args.out / "data"
+    elif archive:  # never what has been prepared from another archive
+        if not archive.is_file():
+            raise SystemExit(f"--archive {archive}: there is no such file.")
+        about = archive.stat()
+        own = f"{archive.stem}-{about.st_size}-{about.st_mtime_ns}"
+        data_dir = (data_dir or Path("runs/data")) / own
     name = tiny_imagenet.Builder.name
     return data.from_tfds(name, "validation", data_dir, archive=archive)
 

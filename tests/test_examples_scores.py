@@ -31,9 +31,12 @@ def test_scores_of_a_known_case():
 
 def test_an_epoch_that_was_repeated_counts_once(tmp_path):
     lines = ["epoch,loss", "0,1.0", "1,0.5", "1,0.4", "2,0.3", ""]
-    (tmp_path / "history.csv").write_text("\n".join(lines))
+    path = tmp_path / "history.csv"
+    path.write_text("\n".join(lines))
+    record.drop_repeated_epochs(path)
     assert record.read_history(tmp_path)["loss"] == [1.0, 0.4, 0.3]
-    assert (tmp_path / "history.csv").read_text().split() == lines[:2] + lines[3:5]
+    assert path.read_text().split() == lines[:2] + lines[3:5]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_epoch_without_validation_has_no_test_scores(tmp_path):

@@ -74,6 +74,28 @@ def test_the_smoke_data_of_tiny_imagenet_are_its_archives(tmp_path):
     assert len(names) == 10 and names[0] == "colours 0"
 
 
+def test_another_archive_is_never_taken_for_one_that_has_been_prepared(
+    tmp_path, monkeypatch
+):
+    folders = []
+    monkeypatch.setattr(
+        tiny_imagenet.data, "from_tfds", lambda *a, **k: folders.append(a[2])
+    )
+    for content in ("a", "bc"):
+        (tmp_path / "subset.zip").write_text(content)
+        flags = ["--archive", str(tmp_path / "subset.zip"), "--out", "nowhere"]
+        for more in ([], ["--data-dir", str(tmp_path / "tfds")]):
+            tiny_imagenet.load(tiny_imagenet.parse_arguments([*flags, *more]))
+    assert len(set(folders)) == 4
+    assert [folder.parent for folder in folders[:2]] == [
+        Path("runs/data"),
+        tmp_path / "tfds",
+    ]
+    args = tiny_imagenet.parse_arguments(["--archive", "none.zip", "--out", "nowhere"])
+    with pytest.raises(SystemExit, match="--archive none.zip: there is no such file"):
+        tiny_imagenet.load(args)
+
+
 def refused_for(arguments, reason, capsys):
     with pytest.raises(SystemExit):
         cifar.parse_arguments(list(map(str, arguments)))

@@ -36,6 +36,7 @@ def write(args, model, test, class_names, table, batch, seconds):
     logits = logits_of(model, images)
     np.savez(args.out / "predictions.npz", logits=logits, labels=labels)
     model.save(args.out / "model.keras")
+    drop_repeated_epochs(args.out / "history.csv")
     history = read_history(args.out)
     validates = args.methods[args.method].validation_share > 0
     curves, p = curves_of(history, validates), np.exp(log_probabilities(logits))
@@ -109,16 +110,24 @@ def settings(args):
     }
 
 
-def read_history(out):
-    """`history.csv` as a dict of columns.
-
-    An epoch that was logged but not saved when the run stopped has two rows; the last
-    one is kept. Without validation an epoch has nan.
-    """
-    with open(out / "history.csv") as file:
+def drop_repeated_epochs(path):
+    """Keep the last row of an epoch that was not yet saved when a run stopped."""
+    with open(path) as file:
         rows = {row["epoch"]: row for row in csv.DictReader(file)}
-    columns = {name: [] for row in rows.values() for name in row}
-    for row in rows.values():
+    unfinished = path.with_suffix(".unfinished")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.DictWriter(file, next(iter(rows.values())))
+        writer.writeheader()
+        writer.writerows(rows.values())
+    os.replace(unfinished, path)
+
+
+def read_history(out):
+    """`history.csv` as a dict of columns. Without validation an epoch has nan."""
+    with open(out / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    columns = {name: [] for row in rows for name in row}
+    for row in rows:
         for name, values in columns.items():
             missing = row[name] in ("", "NA", None)  # a resumed run may log fewer
             values.append(float("nan") if missing else float(row[name]))
