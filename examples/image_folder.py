@@ -240,12 +240,10 @@ def progress_of(args):
 
 def check_out(args):
     """All results in a folder must have the same options and images."""
-    more = {"out", "runs", "compared", "all_runs"}  # these may change
-    settings = {k: v for k, v in record.settings(args).items() if k not in more}
-    settings["backend"] = keras.backend.backend()
+    may_change = ("out", "runs", "compared", "all_runs")
     folders = [args.folder, *([args.validation] if args.validation else [])]
-    settings["images"] = [folder.fingerprint(each) for each in folders]
-    record.check_options(args.out, settings, " and images")
+    images = [folder.fingerprint(each) for each in folders]
+    record.check_options(args, may_change, images=images)
 
 
 def load(args):

@@ -69,22 +69,18 @@ def connect(arguments):
     )
 
 
-def share_of(count, arguments):
-    """The images of this process: as many as each other has, for as many steps."""
-    count -= count % arguments.processes
-    return slice(arguments.process, count, arguments.processes)
+def share_of(images, labels, arguments):
+    """The samples of this process: as many as each other has, for as many steps."""
+    count = len(images) - len(images) % arguments.processes
+    share = slice(arguments.process, count, arguments.processes)
+    return tf.data.Dataset.from_tensor_slices((images[share], labels[share]))
 
 
 def datasets(arguments):
     images, labels = sklearn.datasets.load_digits(return_X_y=True)
     images = (images / 16).astype("float32")
-    train, test = (images, labels), (images[TRAIN_IMAGES:], labels[TRAIN_IMAGES:])
-    train, test = (
-        tf.data.Dataset.from_tensor_slices(
-            tuple(part[share_of(count, arguments)] for part in parts)
-        )
-        for parts, count in ((train, TRAIN_IMAGES), (test, TEST_IMAGES))
-    )
+    train, test = slice(TRAIN_IMAGES), slice(TRAIN_IMAGES, TRAIN_IMAGES + TEST_IMAGES)
+    train, test = (share_of(images[s], labels[s], arguments) for s in (train, test))
     size = arguments.batch_size // arguments.processes
     train = train.shuffle(TRAIN_IMAGES, seed=arguments.process)
     train = train.batch(size, drop_remainder=True)

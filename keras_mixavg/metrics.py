@@ -14,9 +14,9 @@ class SoftLabelAccuracy(keras.metrics.MeanMetricWrapper):
 
     Per sample `y_true[argmax(y_pred)] / max(y_true)`: one if the prediction is either
     class of an averaged pair, ordinary accuracy on one-hot labels, and a fraction on
-    other soft labels. (Keras'
-    "accuracy" takes the argmax of the label too, so only the lower class number of a
-    pair is right. docs/metrics.md of the repository lists the metrics that work.)
+    other soft labels. (Keras' "accuracy" takes the argmax of the label too, so only the
+    lower class number of a pair is right. docs/metrics.md of the repository lists the
+    metrics that work.)
 
     Args:
         name: name of the metric, "accuracy" by default.

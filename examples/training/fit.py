@@ -27,10 +27,7 @@ def main(args, load):
     Ctrl-C ends the run after the current step. The message has the command that
     continues it.
     """
-    options = record.settings(args) | {"backend": keras.backend.backend()}
-    may_change = ("out", "data_dir", "resume", "quiet")
-    options = {k: v for k, v in options.items() if k not in may_change}
-    record.check_options(args.out, options)
+    record.check_options(args, may_change=("out", "data_dir", "resume", "quiet"))
     try:
         result = train(args, *load(args))
     except KeyboardInterrupt:

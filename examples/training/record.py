@@ -5,12 +5,14 @@
 the scalars and the pictures.
 """
 
+import contextlib
 import csv
 import json
 import os
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from keras_mixavg import plotting
@@ -69,30 +71,45 @@ def write(args, model, test, class_names, table, batch, seconds):
     return result
 
 
-def write_json(path, content):
-    """Write a file that is there whole or not at all."""
+@contextlib.contextmanager
+def whole_file(path):
+    """A file to write, which takes its place only when it is finished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    with open(unfinished, "w", newline="") as file:
+        yield file
     os.replace(unfinished, path)
 
 
-def check_options(out, options, more=""):
-    """All that is in a folder must have the same options, which `settings.json` has.
+def write_json(path, content):
+    with whole_file(path) as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+
+
+def check_options(args, may_change, **more):
+    """All that is in `--out` must have the same options, which `settings.json` has.
+
+    Args:
+        args: the arguments of the program.
+        may_change: names of arguments that may be others.
+        **more: what else must be the same, for JSON.
 
     Raises:
-        SystemExit: if they are others, with their names.
+        SystemExit: if something differs, with its name.
     """
-    path = out / "settings.json"
+    options = settings(args) | {"backend": keras.backend.backend(), **more}
+    options = {name: v for name, v in options.items() if name not in may_change}
+    path = args.out / "settings.json"
     if not path.exists():
         write_json(path, options)
     before = json.loads(path.read_text())
     options = json.loads(json.dumps(options))
     changed = sorted(name for name in options if before.get(name) != options[name])
     if changed:
+        same = " and ".join(["options", *more])
         raise SystemExit(
-            f"{out} has runs with other options: {', '.join(changed)}. Choose another "
-            f"--out, or use the same options{more} to continue."
+            f"{args.out} has runs with other options: {', '.join(changed)}. Choose "
+            f"another --out, or use the same {same} to continue."
         )
 
 
@@ -114,12 +131,10 @@ def drop_repeated_epochs(path):
     """Keep the last row of an epoch that was not yet saved when a run stopped."""
     with open(path) as file:
         rows = {row["epoch"]: row for row in csv.DictReader(file)}
-    unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "w", newline="") as file:
+    with whole_file(path) as file:
         writer = csv.DictWriter(file, next(iter(rows.values())))
         writer.writeheader()
         writer.writerows(rows.values())
-    os.replace(unfinished, path)
 
 
 def read_history(out):
