@@ -78,11 +78,12 @@ def pytest_configure(config):
         # processes that tests start optimize their graphs, and so does processors.py.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     gc.freeze()  # what is imported stays: no collection need go through all of it
+    gc.disable()  # see below
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
-    """Collect the garbage of each test, and freeze what is left.
+    """Collect the garbage of each test, once, and freeze what is left.
 
     No later collection then goes through it. An iterator of tf.data that is collected
     late waits for its autotuning thread, whose pauses grow: one collection took 13 s.

@@ -52,45 +52,39 @@ def classifier_of(X, y):
     return compiled(linear_model(np.eye(X.shape[1], y.shape[1])))
 
 
-def validated(jobs):
-    """The accuracy and the table of each fold, trained in this many processes."""
-    from sklearn import model_selection
+@pytest.mark.once
+def test_folds_of_scikit_learn_train_alike_in_this_process_and_in_another():
+    """`n_jobs` of scikit-learn starts processes of loky, here one."""
+    pytest.importorskip("sklearn")
+    from joblib.externals import loky
+    from sklearn import base, model_selection
 
     rng = np.random.default_rng(0)
     y = np.arange(48) % CLASSES
     X = np.eye(CLASSES, FEATURES)[y] + rng.normal(size=(48, FEATURES))
+    X = X.astype("float32")
     settings = {"epochs": 2, "batch_size": 8, "shuffle": False, "verbose": 0}
+    settings["callbacks"] = [GlobalSoftLabel()]
+    estimator = keras.wrappers.SKLearnClassifier(classifier_of)
+    folds = model_selection.KFold(2)
     result = model_selection.cross_validate(
-        keras.wrappers.SKLearnClassifier(classifier_of),
-        X.astype("float32"),
-        y,
-        cv=2,
-        n_jobs=jobs,
-        params={**settings, "callbacks": [GlobalSoftLabel()]},
+        *(estimator, X, y),
+        cv=folds,
+        params=settings,
         return_estimator=True,
         error_score="raise",
     )
-    models = [estimator.model_ for estimator in result["estimator"]]
-    return result["test_score"], [model.loss.table.numpy() for model in models]
-
-
-@pytest.mark.once
-def test_folds_of_scikit_learn_train_alike_in_one_process_and_in_two():
-    pytest.importorskip("sklearn")
-    from joblib.externals import loky
-
-    one, tables_of_one = validated(1)
-    try:
-        two, tables_of_two = validated(2)
-    finally:
-        loky.get_reusable_executor().shutdown()
-    assert_close(two, one)
-    for own, other in zip(tables_of_one, tables_of_two, strict=True):
-        assert_close(own, other, trained=True)
-    first, second = tables_of_one
+    fitted = result["estimator"]
+    first, second = (each.model_.loss.table.numpy() for each in fitted)
     assert np.abs(first - second).max() > 1e-3  # of other data
-    for table in tables_of_one:
+    for table in (first, second):
         assert np.abs(table - np.eye(CLASSES)).max() > 0.05
+    train, test = next(folds.split(X))
+    with loky.get_reusable_executor(1) as other:
+        there = base.clone(estimator)
+        there = other.submit(there.fit, X[train], y[train], **settings).result()
+    assert_close(there.score(X[test], y[test]), result["test_score"][0])
+    assert_close(there.model_.loss.table.numpy(), first, trained=True)
 
 
 def by_joblib(value, folder):
