@@ -23,7 +23,8 @@ from keras_mixavg.batch import (
     roles,
 )
 
-NOT_AVERAGED = ("bounding_boxes", "keypoints", "segmentation_masks")
+# Keys of Keras, and of torchvision and many datasets.
+NOT_AVERAGED = ("bounding_boxes", "keypoints", "segmentation_masks", "boxes", "masks")
 NOT_DENSE = ("RaggedTensor", "SparseTensor", "IndexedSlices", "BCOO", "BCSR")
 EXACT_UP_TO = {"float16": 2048, "bfloat16": 256}  # whole numbers
 

@@ -50,7 +50,7 @@ def test_a_batch_has_pairs_or_cutmix():
         else:
             assert np.all(x % 1 == 0)
     assert 70 < pairs < 130  # a coin, thrown 200 times
-    assert either.has_table and either.loss().global_weight == 0.5
+    assert either.callbacks() and either.loss().global_weight == 0.5
 
 
 def test_pairs_or_cutmix_end_with_whole_images():

@@ -141,6 +141,11 @@ BAD_BATCHES = {
         {},
         "averages images and labels, not segmentation_masks",
     ),
+    "boxes and masks of torchvision": (
+        {"images": IMAGES, "labels": LABELS, "boxes": IMAGES, "masks": IMAGES},
+        {},
+        "averages images and labels, not boxes, masks",
+    ),
     "images alone": ((IMAGES,), {}, "Received: tuple of length 1. The labels"),
     "four elements": ((IMAGES,) * 4, {}, "Received: tuple of length 4"),
 }

@@ -201,7 +201,7 @@ def check(args, parser):
     method = args.methods[args.method]
     if args.global_weight is not None and not method.may_have_table:
         parser.error(f"--global-weight does not apply to --method {args.method}")
-    if not method.wants_table(args):
+    if not method.has_table(args):
         for name in ("fade_out", "prior_count"):
             if getattr(args, name) is not None:
                 parser.error(

@@ -114,7 +114,7 @@ def train(args, training, test, names, extra=()):
     epoch.on_epoch_begin(0)  # some methods mix nothing in the last epochs
     mixed = [part[-len(few[1]) :] for part in feed.mixed_once(*few, method, epoch)]
     batch = pictures.Batch(*few, *mixed, isinstance(method, AveragedPairs))
-    table = callbacks[0].table if method.has_table else None
+    table = callbacks[0].table if method.has_table(args) else None
     return record.write(args, model, test, names, table, batch, seconds)
 
 

@@ -28,13 +28,12 @@ class Plain:
         names = ("global_weight", "prior_count", "fade_out")
         given = {name: getattr(args, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        self.has_table = self.wants_table(args)
         self.settings = {**(self.global_soft_labels or {}), **given}
         weight = self.settings.pop("global_weight", None)
         self.weight = {} if weight is None else {"global_weight": weight}
 
     @classmethod
-    def wants_table(cls, args):
+    def has_table(cls, args):
         """Whether it has global soft labels, of itself or by --global-weight."""
         return cls.global_soft_labels is not None or args.global_weight is not None
 
@@ -66,7 +65,7 @@ class Plain:
         return SoftLabelCrossentropy(**self.weight, from_logits=True)
 
     def callbacks(self):
-        if not self.has_table:
+        if not self.has_table(self.args):
             return []
         return [GlobalSoftLabel(**self.settings, collect=self.args.collect)]
 
