@@ -99,6 +99,8 @@ def seeded():
     import keras
 
     keras.utils.set_random_seed(0)
+    yield
+    gc.collect()  # while pytest still takes what is closed too late for this test's
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def works_under_a_mixed_precision_policy(make, use):
         keras.config.set_dtype_policy(policy)
     for one, other in zip(result, expected, strict=True):
         assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=0.05, atol=0.02)
+        assert_close(one, other, "bfloat16", trained=True)
 
 
 def has_a_complete_docstring(make, use):

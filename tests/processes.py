@@ -34,6 +34,7 @@ def start(function, *arguments, folder):
 def run(function, *arguments, folder):
     """`start`, wait for success, and return the output."""
     process = start(function, *arguments, folder=folder)
-    process.join()
+    process.join(600)
+    process.kill()
     assert process.exitcode == 0, (folder / "stderr.txt").read_text()[-3000:]
     return (folder / "stdout.txt").read_text()

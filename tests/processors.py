@@ -2,9 +2,9 @@
 
     python tests/processors.py [BACKEND ...]
 
-TensorFlow, XLA, oneDNN, OpenBLAS, NumPy and torch choose their code by the instructions
-of the processor, and each can be restricted. Runs the tests marked `numerical` under
-each setting on each backend, and fails if any fails.
+TensorFlow, XLA, oneDNN, OpenBLAS, MKL, NumPy and torch choose their code by the
+instructions of the processor, and each can be restricted. Runs the tests marked
+`numerical` under each setting on each backend, and fails if any fails.
 """
 
 import os
@@ -18,12 +18,13 @@ MARKS = {"tensorflow": "numerical", "jax": NOT_ON_OTHERS, "torch": NOT_ON_OTHERS
 XLA = "--xla_force_host_platform_device_count=2"  # as in conftest.py
 
 
-def limited(onednn, xla, openblas, torch, numpy):
+def limited(onednn, xla, openblas, mkl, torch, numpy):
     """Settings that restrict the libraries to these instructions."""
     return {
         "ONEDNN_MAX_CPU_ISA": onednn,
         "XLA_FLAGS": f"{XLA} --xla_cpu_max_isa={xla}",
         "OPENBLAS_CORETYPE": openblas,
+        "MKL_ENABLE_INSTRUCTIONS": mkl,
         "ATEN_CPU_CAPABILITY": torch,
         "NPY_DISABLE_CPU_FEATURES": " ".join(numpy),
     }
@@ -33,16 +34,17 @@ found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
 wide = [name for name in found if name.startswith(("AVX512", "X86_V4"))]
 SETTINGS = {
     "all instructions, all cores for each operation": {},
-    "AVX2": limited("AVX2", "AVX2", "Haswell", "avx2", wide),
-    "SSE 4": limited("SSE41", "SSE4_2", "Nehalem", "default", found),
+    "AVX2": limited("AVX2", "AVX2", "Haswell", "AVX2", "avx2", wide),
+    "SSE 4": limited("SSE41", "SSE4_2", "Nehalem", "SSE4_2", "default", found),
     "one core, and TensorFlow without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
 }
 
 
 def run(backend, name):
     """Whether the tests pass."""
-    environment = {**os.environ, "KERAS_BACKEND": backend, "OPTIMIZE_GRAPHS": "1"}
-    environment |= SETTINGS[name]
+    environment = {**os.environ, **SETTINGS[name], "KERAS_BACKEND": backend}
+    # As users compile, which the other tests do not.
+    environment |= {"OPTIMIZE_GRAPHS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     workers = "0" if "all cores" in name else "auto"  # workers share the cores
     command = [sys.executable, "-m", "pytest", "-n", workers, "--dist", "worksteal"]
     may_choose = hasattr(os, "sched_setaffinity")
@@ -51,7 +53,7 @@ def run(backend, name):
         os.sched_setaffinity(0, {min(cores)})
     left_out = []
     if backend != "torch" and name == "SSE 4":  # for which XLA compiles no float16
-        left_out.append("not float16")
+        left_out.append("(bfloat16 or not float16)")
     if backend == "tensorflow" and "ONEDNN_MAX_CPU_ISA" in environment:
         # TensorFlow asks the processor, not oneDNN, whether 16 bits can be multiplied.
         left_out.append("not mixed_precision")

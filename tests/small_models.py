@@ -38,6 +38,24 @@ class Tables(keras.callbacks.Callback):
         self.seen.append(self.source.table)
 
 
+class Weights(keras.callbacks.Callback):
+    """Record the weight of the loss in each epoch of a `fit`, after a GlobalSoftLabel.
+
+    As a share of `full`.
+    """
+
+    def __init__(self, full=1.0):
+        super().__init__()
+        self.full = full
+
+    def on_train_begin(self, logs=None):
+        self.seen = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        weight = float(self.model.loss.table.switch.host_value[0])
+        self.seen.append(weight / self.full)
+
+
 def linear_model(kernel, from_logits=True):
     model = keras.Sequential(
         [

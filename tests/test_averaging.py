@@ -11,6 +11,8 @@ from tolerances import assert_close
 
 from keras_mixavg import MixAvg
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 4, 3), (6, 4, 4, 3), (6, 2, 4, 4, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

@@ -10,6 +10,7 @@ from small_models import (
     CLASSES,
     EAGERLY,
     FEATURES,
+    Weights,
     averaged_batches,
     fit,
     fresh,
@@ -369,17 +370,6 @@ def test_class_numbers_that_do_not_exist_are_left_out_and_counted(rng, kernel):
         model.fit(x, numbers, callbacks=[GlobalSoftLabel()], verbose=0)
 
 
-class Weights(keras.callbacks.Callback):
-    """Record the weight of the loss in each epoch, after a GlobalSoftLabel."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.seen.append(float(self.model.loss.table.switch.host_value[0]))
-
-
 @pytest.mark.parametrize(
     "fade_out", [None, *(pytest.param(f, marks=ONCE) for f in (0.0, 0.5, 1.0))]
 )
@@ -564,7 +554,7 @@ def test_two_of_these_callbacks_in_one_fit_are_refused(batches, kernel):
     callback = GlobalSoftLabel()
     for callbacks in ([callback, callback], [callback, GlobalSoftLabel()]):
         with pytest.raises(ValueError, match="must train with one GlobalSoftLabel"):
-            fit(fresh(kernel), batches, 1, callbacks)
+            fit(fresh_to_fail(kernel), batches, 1, callbacks)
 
 
 def test_there_is_no_table_before_training():

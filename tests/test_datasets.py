@@ -6,6 +6,7 @@ import processes
 import pytest
 import reference
 import tensorflow as tf
+from tolerances import assert_close
 
 from keras_mixavg import MixAvg, draws
 
@@ -93,7 +94,7 @@ def test_batches_are_averages_of_their_own_pairs(dtype, labels, rate):
             reference.averaged(whole["sample_weights"], partners),
         )
         expected = reference.averaged(x[b["id"]], partners)
-        np.testing.assert_allclose(b["images"]["right"], expected, rtol=1e-6)
+        assert_close(b["images"]["right"], expected)
         left = b["images"]["left"]
         assert left.dtype == dtype
         expected = np.floor(expected + 0.5) if dtype == "uint8" else expected

@@ -3,7 +3,16 @@
 import keras
 import numpy as np
 import pytest
-from small_models import CLASSES, EAGERLY, FEATURES, averaged_batches, fit, linear_model
+from small_models import (
+    CLASSES,
+    EAGERLY,
+    FEATURES,
+    Weights,
+    averaged_batches,
+    fit,
+    linear_model,
+)
+from tolerances import assert_close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelCrossentropy
 
@@ -20,16 +29,6 @@ class Stop(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 >= self.after:
             self.model.stop_training = True
-
-
-class Weights(keras.callbacks.Callback):
-    """Record the share of the full weight in each epoch, after a GlobalSoftLabel."""
-
-    def on_train_begin(self, logs=None):
-        self.seen = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.seen.append(float(self.model.loss.table.switch.host_value[0]) / 0.5)
 
 
 def compiled_model(kernel, global_weight=0.5):
@@ -94,12 +93,12 @@ class SetRate(keras.callbacks.Callback):
 
 def test_the_weight_follows_the_learning_rate_and_is_full_at_the_highest():
     """A warm-up has the full weight; another `fit` starts again."""
-    weights = Weights()
+    weights = Weights(full=0.5)
     callback = GlobalSoftLabel(fade_out="learning_rate")
     for peak in (0.4, 0.1):
         rates = [peak / 2, peak, peak / 4, peak / 2, peak / 8, 0.0]
         epochs_of([SetRate(rates), callback, weights], 5)
-        np.testing.assert_allclose(weights.seen, [1, 1, 1 / 4, 1 / 2, 1 / 8], rtol=1e-6)
+        assert_close(weights.seen, [1, 1, 1 / 4, 1 / 2, 1 / 8])
 
 
 def test_the_weight_follows_a_schedule(rng):
@@ -109,16 +108,16 @@ def test_the_weight_follows_a_schedule(rng):
     model = linear_model(np.zeros((FEATURES, CLASSES)))
     loss = SoftLabelCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(schedule), loss, run_eagerly=EAGERLY)
-    weights = Weights()
+    weights = Weights(full=0.5)
     callbacks = [GlobalSoftLabel(fade_out="learning_rate"), weights]
     batches = averaged_batches(rng, sizes=(8,))
     fit(model, batches, 3, callbacks)
     # Epochs begin with steps 0, 1 and 2.
-    np.testing.assert_allclose(weights.seen, [1, 0.5, 0], rtol=1e-6)
+    assert_close(weights.seen, [1, 0.5, 0])
 
 
 def test_a_plateau_fades_the_weight_and_early_stopping_needs_no_warning(rng):
-    weights, model = Weights(), compiled_model(np.zeros((FEATURES, CLASSES)))
+    weights, model = Weights(full=0.5), compiled_model(np.zeros((FEATURES, CLASSES)))
     x, y, _ = batches = averaged_batches(rng)[0]
     callbacks = [
         keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=1, min_delta=9.0),
@@ -128,7 +127,7 @@ def test_a_plateau_fades_the_weight_and_early_stopping_needs_no_warning(rng):
     ]
     history = fit(model, [batches], 20, callbacks, validation_data=(x, y))
     assert len(history.epoch) == 4
-    np.testing.assert_allclose(weights.seen, [1, 1, 0.5, 0.25], rtol=1e-6)
+    assert_close(weights.seen, [1, 1, 0.5, 0.25])
 
 
 def test_a_rate_that_never_fell_is_said_once_with_what_to_do():
@@ -148,7 +147,7 @@ def test_a_resumed_run_fades_from_the_rate_of_the_compiled_model(tmp_path, rng):
     batches = averaged_batches(rng, sizes=(8,))
 
     def train(extra=()):
-        weights = Weights()
+        weights = Weights(full=0.5)
         callbacks = [
             GlobalSoftLabel(fade_out="learning_rate"),
             keras.callbacks.BackupAndRestore(tmp_path),
@@ -166,7 +165,7 @@ def test_a_resumed_run_fades_from_the_rate_of_the_compiled_model(tmp_path, rng):
 
     with pytest.raises(KeyboardInterrupt):
         train([Kill()])
-    np.testing.assert_allclose(train(), [0.1, 0.1], rtol=1e-6)
+    assert_close(train(), [0.1, 0.1])
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf])

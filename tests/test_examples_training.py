@@ -9,7 +9,7 @@ import pytest
 import small_models
 import tensorflow as tf
 from small_data import crop_and_flip_of
-from tolerances import assert_close
+from tolerances import assert_close, close
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,7 +59,7 @@ def test_a_label_has_the_shares_that_the_image_has_in_any_precision(name):
     clean = name in ("erm", "stopped_early", "label_smoothing", "ols")
     assert len(x) == (64 if name.endswith("regmixup") else 32)
     assert np.all(y.max(axis=1) == 1) == clean
-    np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
+    assert_close(y.sum(axis=1), 1)
     seen = x.astype(float).mean(axis=(1, 2, 3)) / 16
     # Keras' box is of whole pixels, its labels are not: of 16 lines one more or less,
     # and 7 classes apart.
@@ -100,7 +100,7 @@ def test_every_method_trains_with_its_loss_and_callbacks(name):
     assert np.isfinite(history["loss"]).all()
     assert ("soft_label_entropy" in history) == (name in ("ols", "mixavg"))
     if method.has_table(args):
-        np.testing.assert_allclose(callbacks[0].table.sum(axis=1), 1, rtol=1e-5)
+        assert_close(callbacks[0].table.sum(axis=1), 1)
 
 
 def test_another_method_gets_global_soft_labels_with_a_weight():
@@ -366,4 +366,4 @@ def test_the_decay_is_on_kernels_only():
     model = networks.tiny((32, 32, 3), 10, weight_decay=0.5)
     kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
     expected = sum(0.25 * float(np.sum(np.square(k))) for k in kernels)
-    assert sum(map(float, model.losses)) == pytest.approx(expected, rel=1e-5)
+    assert sum(map(float, model.losses)) == close(expected, trained=True)

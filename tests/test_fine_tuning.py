@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from tolerances import assert_close
 
 for package in ("sklearn", "matplotlib"):
     pytest.importorskip(package)
@@ -111,7 +112,7 @@ def test_the_head_trains_first_then_all_and_a_stopped_run_goes_on_with_all(
     fit.train(args, *noise())
     resumed = keras.saving.load_model(tmp_path / "stopped" / "model.keras")
     for one, other in zip(resumed.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert_close(one, other, trained=True)
 
 
 def test_a_run_that_died_before_its_first_backup_trains_the_head(
@@ -157,7 +158,7 @@ def test_images_are_preprocessed_as_the_weights_expect(name, rng):
     module = importlib.import_module(network.__module__)
     expected = module.preprocess_input(images.copy())
     found = keras.ops.convert_to_numpy(model(images))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert_close(found, expected, trained=True)
     assert abs(expected - images).max() > 50
 
 

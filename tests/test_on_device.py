@@ -67,7 +67,7 @@ def test_a_label_has_the_shares_that_the_image_has(name):
     ((x, y), _) = batches_of(name, images, labels, 32)
     assert len(x) == (64 if name.endswith("regmixup") else 32)
     assert np.all(y.max(axis=1) == 1) == (name == "erm")
-    np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
+    assert_close(y.sum(axis=1), 1)
     seen = x.astype(float).mean(axis=(1, 2, 3)) / 16
     # A box is of whole pixels: of 16 lines one more or less, and 7 classes apart.
     tolerance = 7 / 8 if name == "keras_cutmix" else 0.04

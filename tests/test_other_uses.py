@@ -244,7 +244,7 @@ def test_three_threads_train_a_model_each(rng):
         try:
             model = compiled(linear_model(kernels[i]), run_eagerly=False)
             models[i] = model
-            start.wait(60)
+            start.wait()
             fit(model, data[i])
         except BaseException as failure:
             failures.append(failure)

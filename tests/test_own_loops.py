@@ -19,6 +19,8 @@ from tolerances import assert_close, close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
 
+pytestmark = pytest.mark.numerical
+
 BACKEND = keras.backend.backend()
 
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tolerances import assert_close
 
 for package in ("sklearn", "matplotlib"):
     pytest.importorskip(package)
@@ -65,14 +66,14 @@ def test_cutmix_pastes_one_box_for_the_batch_and_weighs_its_pixels(rng, weight, 
         images, labels, partners, np.float32(weight), centre, backend_of_keras()
     )
     np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+    assert_close(found[1], expected[1])
 
 
 def test_mixup_has_one_weight_for_the_batch(rng):
     images, labels, partners = batch_of(rng)
     found = mixing.mixup(images, labels, partners, np.float32(0.3), backend_of_keras())
     for one, of in zip(found, (images, labels), strict=True):
-        np.testing.assert_allclose(one, 0.3 * of + 0.7 * of[partners], atol=1e-6)
+        assert_close(one, 0.3 * of + 0.7 * of[partners])
 
 
 # --- What is drawn -------------------------------------------------------------------
@@ -115,7 +116,7 @@ def test_timms_default_tosses_a_coin_and_smooths_labels():
     batches = tf.data.Dataset.from_tensors((images, np.arange(16) % 8)).repeat(200)
     cut = []
     for x, y in smoothed.mix(batches, Epoch().number).as_numpy_iterator():
-        np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
+        assert_close(y.sum(axis=1), 1)
         assert y.min() >= 0.1 / 8 - 1e-6
         cut.append(np.all(x % 16 == 0))  # colours of whole images alone
     assert 0.35 < np.mean(cut) < 0.65
@@ -141,7 +142,7 @@ def test_regmixup_has_each_batch_whole_and_then_mixed_with_one_weight():
     top = np.max(y[8:], axis=1)
     mixed = top[top < 1]  # the others are their own partners
     assert len(mixed) > 2 and 0.5 <= mixed[0] < 1
-    np.testing.assert_allclose(mixed, mixed[0], rtol=1e-6)
+    assert_close(mixed, mixed[0])
 
 
 def test_whole_images_end_the_training():

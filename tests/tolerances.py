@@ -1,9 +1,11 @@
 """How much two results that should be the same may differ, for each dtype.
 
-Exact in the tests are: the results of one compiled function on the same bytes in one
-process, contents of a file read back, integers, the draws of counter-based generators,
-and the average of two numbers, which is rounded once. Everything else depends on the
-processor: the width of its vectors, the threads that share a sum, and the compilation.
+Exact in the tests are, and nothing else: the results of one compiled function on the
+same bytes in one process; contents of a file read back; integers; the draws of a
+counter-based generator of one backend; and the average of two numbers, which is rounded
+once. Everything else depends on the processor: the width of its vectors, the threads
+that share a sum, and the compilation. Only fuzz tests, which cannot know how long they
+train, finite differences and statistics have wider limits of their own.
 """
 
 import numpy as np
