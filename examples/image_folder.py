@@ -186,6 +186,8 @@ def parameters(args, counts):
             (side, side, 3), len(counts), 0.0
         )
     except ValueError as error:
+        if args.network.startswith(networks.HUB):
+            raise SystemExit(f"{args.network}: {error}") from None
         raise SystemExit(
             f"{args.network} does not take images of {side} pixels: {error} "
             "Pass another --image-size."

@@ -12,6 +12,7 @@ for package in ("sklearn", "matplotlib"):
     pytest.importorskip(package)
 
 import cifar  # noqa: E402
+import image_folder  # noqa: E402
 from training import fit, networks, record  # noqa: E402
 
 pytestmark = [
@@ -62,6 +63,51 @@ def noise():
     )
     names = ["a", "b", "c", "d"]
     return (images, labels % 4), (images[:8], labels[:8] % 4), names
+
+
+@pytest.mark.usefixtures("eagerly", "blank_pictures")
+def test_a_folder_of_images_is_compared_with_pretrained_weights(
+    pretrained_file, tmp_path, capsys, rng
+):
+    for name in ("cats", "dogs"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            image = rng.integers(0, 256, (32, 32, 3))
+            keras.utils.save_img(tmp_path / "images" / name / f"{i}.png", image)
+    flags = ["--network", "Narrow", "--weights", pretrained_file, "--head-epochs", "1"]
+    flags += ["--epochs", "2", "--warmup-epochs", "0", "--folds", "2", "--runs", "2"]
+    flags += ["--methods", "mixavg_local", "--all-runs", "--out", tmp_path / "out"]
+    results = image_folder.main([*map(str, [tmp_path / "images", *flags])])
+    assert {name: len(runs) for name, runs in results.items()} == {
+        "erm": 2,
+        "mixavg_local": 2,
+    }
+    for result in (tmp_path / "out").glob("*/result.json"):
+        settings = json.loads(result.read_text())["settings"]
+        assert settings["weights"] == str(pretrained_file)
+    said = capsys.readouterr().out
+    assert "1 epoch of the new last layer, 2 epochs of all layers" in said
+    assert "regularizers help" not in said
+
+
+def test_batch_normalization_is_frozen_in_layers_within_layers_too():
+    """As in the blocks of KerasHub's MobileNet."""
+
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.convolution = keras.layers.Conv2D(4, 3)
+            self.normalization = keras.layers.BatchNormalization()
+
+        def call(self, x):
+            return self.normalization(self.convolution(x))
+
+    backbone = keras.Sequential([keras.Input((8, 8, 3)), Block()], name="backbone")
+    model = keras.Sequential([backbone, keras.layers.Dense(2)])
+    networks.freeze(model)
+    assert len(model.trainable_weights) == 2
+    networks.thaw(model)
+    assert len(model.trainable_weights) == 4
 
 
 class StopBeforeSecondEpochOfAll(keras.callbacks.Callback):

@@ -1,7 +1,7 @@
 """Run a grid: methods in settings over seeds, each by an example program.
 
     cd benchmarks/accuracy
-    python grid.py grids/smoke.toml                      # two minutes, no data
+    python grid.py grids/smoke.toml --smoke              # two minutes, no data
     python grid.py grids/memorise.toml --data-dir DIR
 
 A grid is a TOML file: `title`; `seeds`; `baselines`, the methods to compare with;
@@ -308,6 +308,25 @@ def parse_arguments():
     return args
 
 
+def check_places(runs, args):
+    """Refuse what each run would fail of, or record under a wrong name."""
+    if args.smoke:
+        return
+    wanted = [run for run in runs if args.setting in (None, run.setting)]
+    if not args.archive and any("program" in run.options for run in wanted):
+        raise SystemExit(
+            "The setting of Tiny-ImageNet has 20 of its classes: pass --archive with "
+            "an archive of these classes, or --setting with another setting."
+        )
+    files = {run.options.get("weights") for run in wanted} - {None, "imagenet"}
+    for file in sorted(files):
+        if not Path(file).is_file():
+            raise SystemExit(
+                f"There is no file {file}. To write it:\n"
+                f"    python {FOLDER.name}/efficientnet_lite0.py {file}"
+            )
+
+
 def main():
     args = parse_arguments()
     content, runs = read(args.grid, args.smoke, args.results)
@@ -324,6 +343,7 @@ def main():
             places = {"archive": args.archive}
         places = {name: place for name, place in places.items() if place}
         return train(run, places, args.results)
+    check_places(runs, args)
     start, failed = time.perf_counter(), []
     while True:  # again once the options of all methods are chosen
         _, runs = read(args.grid, args.smoke, args.results)
@@ -337,6 +357,8 @@ def main():
             break
         failed = run_all(todo, args)
     print(f"Finished in {clock(time.perf_counter() - start)}.")
+    if args.results == RUNS:
+        print("The tables and plots: python -m benchmarks.report")
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}")
 

@@ -115,9 +115,19 @@ def draw_gains():
     return figure
 
 
+def fullest(found):
+    """The last of the settings with the most runs, as `(setting, methods)`."""
+
+    def count(setting):
+        return sum(map(len, found[setting].values()))
+
+    setting = max(reversed(found), key=count)
+    return setting, found[setting]
+
+
 def reliability(found):
-    """The calibration of each method in the last setting, over all its runs."""
-    _, methods = list(found.items())[-1]
+    """The calibration of each method in the fullest setting, over all its runs."""
+    setting, methods = fullest(found)
     methods = {name: runs for name, runs in methods.items() if runs}
     bins = {}
     for name, runs in methods.items():
@@ -130,12 +140,12 @@ def reliability(found):
                 bin_of = int(np.ceil(p * scores.BINS)) - 1
                 sums[:, bin_of] += count * np.array([p, right, 1])
         bins[name] = *(sums[:2] / np.maximum(sums[2], 1)), sums[2]
-    return pictures.draw_reliability(bins, styles(methods))
+    return pictures.draw_reliability(bins, styles(methods), setting)
 
 
 def curves(found):
-    """The curves of each method in the last setting: the mean of its runs."""
-    setting, methods = list(found.items())[-1]
+    """The curves of each method in the fullest setting: the mean of its runs."""
+    setting, methods = fullest(found)
     other_images = NAMES["stopped_early"]  # it validates on training images
     methods = {m: runs for m, runs in methods.items() if runs and m != other_images}
 

@@ -104,7 +104,12 @@ def table(name):
         return text
     for setting, methods in found.items():
         if done[setting]:
-            images = done[setting][0]["test_images"]
+            images, *others = {line["test_images"] for line in done[setting]}
+            if others:
+                raise SystemExit(
+                    f"{setting}: runs with {images} and {others[0]} test images "
+                    "cannot be compared. Keep one kind in accuracy.jsonl."
+                )
             text += f"\n*{setting}; {images:,} test images*\n\n"
             text += setting_table(methods, read["baselines"])
     if read.get("anchors"):

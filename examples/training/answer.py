@@ -371,7 +371,8 @@ def next_step(results, args):
         f"accuracy of {ACCURACY.pooled(plain):.1f} %: it "
     )
     if memorises(results):
-        regime += "memorises, which is where regularizers help."
+        regime += "memorises"
+        regime += "." if args.weights != NONE else ", which is where regularizers help."
     else:
         regime += "underfits, where a regularizer hardly helps."
     if why == "epochs":

@@ -9,7 +9,7 @@ equals `weight_decay` of `torch.optim.SGD`.
 """
 
 import functools
-import importlib
+import importlib.util
 from pathlib import Path
 
 import keras
@@ -99,6 +99,8 @@ def application_named(name):
 
 def check_weights(name, weights):
     """Refuse weights that do not exist or do not fit the network."""
+    if name.startswith(HUB) and importlib.util.find_spec("keras_hub") is None:
+        raise ValueError(f"{name} needs KerasHub: pip install keras-hub")
     if weights == NONE:
         return
     if name.startswith(HUB) or weights == PRESET:
@@ -152,6 +154,8 @@ def from_hub(name, load_weights, shape, num_classes, weight_decay=0.0):
     task = keras_hub.models.ImageClassifier.from_preset(
         name.removeprefix(HUB), load_weights=load_weights, num_classes=num_classes
     )
+    if task.preprocessor is None:
+        raise ValueError(f"{name} has no preprocessor: choose another preset.")
     converter = task.preprocessor.image_converter
     scale = 1.0 if converter.scale is None else converter.scale
     offset = 0.0 if converter.offset is None else converter.offset
@@ -179,15 +183,10 @@ def thaw(model):
     `training` on.)
     """
     backbone_of(model).trainable = True
-    for layer in _layers_within(backbone_of(model)):
+    # The public `layers` leaves out those inside of other layers.
+    for layer in backbone_of(model)._flatten_layers():
         if isinstance(layer, layers.BatchNormalization):
             layer.trainable = False
-
-
-def _layers_within(layer):
-    for inner in getattr(layer, "layers", []):
-        yield inner
-        yield from _layers_within(inner)
 
 
 def preprocessed(inputs, network):

@@ -127,16 +127,18 @@ def leave_spikes_out(ax):
         ax.set_title(above, fontsize="small")
 
 
-def draw_reliability(bins, styles=None):
+def draw_reliability(bins, styles=None, title=""):
     """How often predictions are right, by their probability.
 
     Args:
         bins: `{name: (confidence, accuracy, count)}`, as `scores.calibration` has them.
         styles: `{name: options of its line}` of matplotlib.
+        title: more about the predictions.
     """
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     figure.suptitle("Is a prediction right as often as it says?")
     ax = figure.subplots()
+    ax.set_title(title, fontsize="medium")
     ax.plot([0, 1], [0, 1], "k--", lw=1, label="perfect calibration")
     for i, (name, (confidence, accuracy, count)) in enumerate(bins.items()):
         drawn = count >= FEWEST
