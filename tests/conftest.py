@@ -54,12 +54,9 @@ def pytest_unconfigure():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """`-n auto`: one more than cores, since some tests wait for other processes.
-
-    Each takes two gigabytes of memory.
-    """
+    """`-n auto`: as many as cores. Each takes two gigabytes of memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(usable_cores() + 1, 8, memory // 2**31))
+    return max(1, min(usable_cores(), 8, memory // 2**31))
 
 
 def pytest_configure(config):
@@ -134,16 +131,10 @@ def few_steps(eagerly):
 
 @pytest.fixture
 def blank_pictures():
-    """Save each figure as one pixel, until the test calls this.
-
-    Drawing costs more than the few steps of a test. Other tests draw the same figures.
-    """
-    import numpy as np
-    from matplotlib import figure, image
-
-    def save(self, file, **kwargs):
-        image.imsave(file, np.zeros((1, 1, 3)), format="png")
+    """Save each figure as one pixel, until the test calls this."""
+    from matplotlib import figure
+    from small_models import save_one_pixel
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure.Figure, "savefig", save)
+        patch.setattr(figure.Figure, "savefig", save_one_pixel)
         yield patch.undo

@@ -81,6 +81,16 @@ def linear_network(shape, num_classes, weight_decay=0.0):
     return keras.Sequential([keras.Input(shape), *layers])
 
 
+def save_one_pixel(figure, file, **options):
+    """For `Figure.savefig` where another test draws the same figures.
+
+    Drawing costs more than the few steps of a test.
+    """
+    from matplotlib import image
+
+    image.imsave(file, np.zeros((1, 1, 3)), format="png")
+
+
 @functools.cache
 def _compiled_once(from_logits, **loss_arguments):
     """A linear model that trains with the table, and its optimizer's initial state."""

@@ -42,6 +42,7 @@ def run_and_train_one_again():
     """Run eagerly, since the graphs of four networks cost more than their few steps."""
     tf.config.run_functions_eagerly(True)
     args = quickstart.parse_arguments(["--smoke"])
+    args.train_examples = 100
     quickstart.main(args)
     (images, labels), test = quickstart.load_digits(args.train_examples)
     rng = np.random.default_rng(args.seed)

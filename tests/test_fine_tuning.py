@@ -75,13 +75,10 @@ def test_a_folder_of_images_is_compared_with_pretrained_weights(
             image = rng.integers(0, 256, (32, 32, 3))
             keras.utils.save_img(tmp_path / "images" / name / f"{i}.png", image)
     flags = ["--network", "Narrow", "--weights", pretrained_file, "--head-epochs", "1"]
-    flags += ["--epochs", "2", "--warmup-epochs", "0", "--folds", "2", "--runs", "2"]
-    flags += ["--methods", "mixavg_local", "--all-runs", "--out", tmp_path / "out"]
+    flags += ["--epochs", "2", "--warmup-epochs", "0", "--folds", "2", "--runs", "1"]
+    flags += ["--methods", "mixavg_local", "--out", tmp_path / "out"]
     results = image_folder.main([*map(str, [tmp_path / "images", *flags])])
-    assert {name: len(runs) for name, runs in results.items()} == {
-        "erm": 2,
-        "mixavg_local": 2,
-    }
+    assert list(results) == ["erm", "mixavg_local"]
     for result in (tmp_path / "out").glob("*/result.json"):
         settings = json.loads(result.read_text())["settings"]
         assert settings["weights"] == str(pretrained_file)

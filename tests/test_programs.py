@@ -24,6 +24,7 @@ for package in ("sklearn", "matplotlib", "tensorflow_datasets"):
 
 import cifar  # noqa: E402
 import tiny_imagenet  # noqa: E402
+from matplotlib import figure  # noqa: E402
 from small_data import write_cifar10  # noqa: E402
 from tolerances import assert_close, close  # noqa: E402
 from training import networks  # noqa: E402
@@ -106,6 +107,7 @@ def three_runs(*arguments):
     """A whole run, a run to be stopped, and the command of its message."""
     networks.NETWORKS["linear"] = small_models.linear_network
     tf.config.run_functions_eagerly(True)  # three graphs cost more than the few steps
+    figure.Figure.savefig = small_models.save_one_pixel
     cifar.main([*arguments, "--out", "whole"])
     keras.utils.clear_session()
     sys.argv = [cifar.__file__, *arguments]
@@ -235,6 +237,7 @@ def test_more_devices_than_there_are_are_refused(tmp_path):
 
 def run_on_two_devices(*arguments):
     tf.config.run_functions_eagerly(True)  # a graph of each device costs more
+    figure.Figure.savefig = small_models.save_one_pixel
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
