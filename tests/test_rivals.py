@@ -1,7 +1,11 @@
 """Mixup, CutMix and DeiT's recipe as published; plain training stopped early."""
 
+import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -74,6 +78,51 @@ def test_mixup_has_one_weight_for_the_batch(rng):
     found = mixing.mixup(images, labels, partners, np.float32(0.3), backend_of_keras())
     for one, of in zip(found, (images, labels), strict=True):
         assert_close(one, 0.3 * of + 0.7 * of[partners])
+
+
+TORCHVISION = """
+import numpy as np
+import torch
+from torchvision.transforms import v2
+from tolerances import assert_close
+from training import mixing
+from keras_mixavg import MixAvg
+
+ops = type(MixAvg(rate=0).backend)("torch")
+images, numbers = torch.rand(6, 3, 9, 14), torch.arange(6)
+labels, before = torch.eye(6), torch.roll(numbers, 1)  # their partners
+theirs = {"cutmix": v2.CutMix(num_classes=6), "mixup": v2.MixUp(num_classes=6)}
+for seed in range(200):
+    for name, mixed in theirs.items():
+        torch.manual_seed(seed)
+        expected = mixed(images, numbers)
+        torch.manual_seed(seed)
+        one = torch.tensor([1.0])
+        draws = [torch.distributions.Beta(one, one).sample(())[0]]
+        if name == "cutmix":
+            column, row = (int(torch.randint(side, (1,))) for side in (14, 9))
+            draws.append((row, column))
+        channels_last = images.permute(0, 2, 3, 1)
+        found = getattr(mixing, name)(channels_last, labels, before, *draws, ops)
+        assert_close(found[0].permute(0, 3, 1, 2), expected[0])
+        assert_close(found[1], expected[1])
+print("alike")
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="needs torchvision"
+)
+def test_they_are_those_of_torchvision_for_the_same_draws():
+    """In a new process: torchvision and TensorFlow do not always go together."""
+    path = os.pathsep.join(filter(None, sys.path))
+    result = subprocess.run(
+        [sys.executable, "-c", TORCHVISION],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "torch"},
+    )
+    assert "alike" in result.stdout, result.stderr[-3000:]
 
 
 # --- What is drawn -------------------------------------------------------------------
