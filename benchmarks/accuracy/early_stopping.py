@@ -148,7 +148,8 @@ def measure(smoke, finished):
         shares, seeds, epochs = [0.2], [0], 2
     for wrong, way, seed in itertools.product(shares, WAYS, seeds):
         if (way, seed, wrong) not in done:
-            runs.append(run(way, seed, wrong, epochs))
+            made = {"commit": provenance.commit()}
+            runs.append({**run(way, seed, wrong, epochs), **made})
             print(json.dumps(runs[-1]), flush=True)
             yield runs
 

@@ -325,6 +325,7 @@ def main():
     for part in args.only:
         for backend in args.backends:
             new = measure(part, backend, args.repeats)
+            new = [{**row, "commit": provenance.commit()} for row in new]
             rows = [
                 row for row in rows if (row["part"], row["backend"]) != (part, backend)
             ] + new
