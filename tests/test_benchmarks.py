@@ -1,5 +1,6 @@
 """The benchmarks: grids, results and the report."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -232,6 +233,24 @@ def test_half_a_line_of_a_process_that_died_does_no_harm(tmp_path):
     assert grid.append(second, path) and not grid.append(first, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [first, second]
+
+
+def test_runs_without_their_files_are_left_out_or_refused(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    _, runs = grid.read(grid.GRIDS / "fair.toml")
+    args = argparse.Namespace(smoke=False, archive=None)
+    kept = grid.possible(runs, args)
+    assert 0 < len(kept) < len(runs)
+    assert not any("program" in run.options for run in kept)
+    said = f"{len(runs) - len(kept)} runs of Tiny-ImageNet are left out: they need"
+    assert said in capsys.readouterr().out
+    args.archive = "some.zip"
+    assert grid.possible(runs, args) == runs
+    _, runs = grid.read(grid.GRIDS / "pretrained.toml")
+    with pytest.raises(SystemExit, match="(?s)no file runs/.*lite0.py runs/"):
+        grid.possible(runs, args)
 
 
 def test_runs_are_recorded_never_repeated_and_a_failure_stops_no_other(tmp_path):

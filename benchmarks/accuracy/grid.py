@@ -308,23 +308,24 @@ def parse_arguments():
     return args
 
 
-def check_places(runs, args):
-    """Refuse what each run would fail of, or record under a wrong name."""
+def possible(runs, args):
+    """The runs for which all files are there; says which are left out."""
     if args.smoke:
-        return
-    wanted = [run for run in runs if args.setting in (None, run.setting)]
-    if not args.archive and any("program" in run.options for run in wanted):
-        raise SystemExit(
-            "The setting of Tiny-ImageNet has 20 of its classes: pass --archive with "
-            "an archive of these classes, or --setting with another setting."
+        return runs
+    kept = [run for run in runs if args.archive or "program" not in run.options]
+    if len(kept) < len(runs):
+        print(
+            f"{len(runs) - len(kept)} runs of Tiny-ImageNet are left out: they need "
+            "--archive with an archive of its 20 classes.",
+            flush=True,
         )
-    files = {run.options.get("weights") for run in wanted} - {None, "imagenet"}
-    for file in sorted(files):
+    for file in {run.options.get("weights") for run in kept} - {None, "imagenet"}:
         if not Path(file).is_file():
             raise SystemExit(
                 f"There is no file {file}. To write it:\n"
-                f"    python {FOLDER.name}/efficientnet_lite0.py {file}"
+                f"    python {FOLDER / 'efficientnet_lite0.py'} {file}"
             )
+    return kept
 
 
 def main():
@@ -343,7 +344,6 @@ def main():
             places = {"archive": args.archive}
         places = {name: place for name, place in places.items() if place}
         return train(run, places, args.results)
-    check_places(runs, args)
     start, failed = time.perf_counter(), []
     while True:  # again once the options of all methods are chosen
         _, runs = read(args.grid, args.smoke, args.results)
@@ -353,6 +353,7 @@ def main():
         todo = [run for run in runs if key(run.options, run.seed) not in done]
         counts = f"{len(runs) - len(todo)} of {len(runs)} runs"
         print(f"{counts} are in {args.results}", flush=True)
+        todo = possible(todo, args)
         if failed or not todo:
             break
         failed = run_all(todo, args)
