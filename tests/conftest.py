@@ -80,7 +80,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
-    """Collect the garbage of each test, once, and freeze what is left.
+    """Collect what a test and its fixtures leave behind, and freeze the rest.
 
     No later collection then goes through it. An iterator of tf.data that is collected
     late waits for its autotuning thread, whose pauses grow: one collection took 13 s.

@@ -145,7 +145,7 @@ def works_under_a_mixed_precision_policy(make, use):
         keras.config.set_dtype_policy(policy)
     for one, other in zip(result, expected, strict=True):
         assert one.dtype == other.dtype
-        assert_close(one, other, "bfloat16", trained=True)
+        assert_close(one, other, "bfloat16")
 
 
 def has_a_complete_docstring(make, use):

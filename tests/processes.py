@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import traceback
 
@@ -38,3 +39,18 @@ def run(function, *arguments, folder):
     process.kill()
     assert process.exitcode == 0, (folder / "stderr.txt").read_text()[-3000:]
     return (folder / "stdout.txt").read_text()
+
+
+def run_program(program, folder, backend):
+    """Run a program that loads Keras itself, with a backend, and return its output."""
+    file = folder / "program.py"
+    file.write_text(program)
+    path = os.pathsep.join(filter(None, sys.path))
+    result = subprocess.run(
+        [sys.executable, str(file)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": backend},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout

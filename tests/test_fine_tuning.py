@@ -79,7 +79,9 @@ def test_a_folder_of_images_is_compared_with_pretrained_weights(
     flags += ["--methods", "mixavg_local", "--out", tmp_path / "out"]
     results = image_folder.main([*map(str, [tmp_path / "images", *flags])])
     assert list(results) == ["erm", "mixavg_local"]
-    for result in (tmp_path / "out").glob("*/result.json"):
+    found = list((tmp_path / "out").glob("*/result.json"))
+    assert len(found) == 2
+    for result in found:
         settings = json.loads(result.read_text())["settings"]
         assert settings["weights"] == str(pretrained_file)
     said = capsys.readouterr().out

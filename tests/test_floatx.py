@@ -67,7 +67,7 @@ def assert_right(dtype):
     assert callback.table.dtype == "float32"
     half = dtype.split("_")[-1]
     computed_in = "float32" if half == "float64" else half  # the table is float32
-    assert_close(callback.table, table, computed_in, trained=True)
+    assert_close(callback.table, table, computed_in)
 
 
 @FLOATX
@@ -133,4 +133,4 @@ def test_the_evidence_of_an_epoch_grows_beyond_what_float16_holds(floatx):
     np.testing.assert_array_equal(gram.value, 80_000 * np.eye(2))
     k = 1 + 1e-6 * 80_000
     expected = (80_000 * softmax(kernel, axis=-1) + k * np.eye(2)) / (80_000 + k)
-    assert_close(callback.table, expected, floatx, trained=True)
+    assert_close(callback.table, expected, floatx)

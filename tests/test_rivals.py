@@ -3,12 +3,10 @@
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
+import processes
 import pytest
 import tensorflow as tf
 from tolerances import assert_close
@@ -113,16 +111,9 @@ print("alike")
 @pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="needs torchvision"
 )
-def test_they_are_those_of_torchvision_for_the_same_draws():
+def test_they_are_those_of_torchvision_for_the_same_draws(tmp_path):
     """In a new process: torchvision and TensorFlow do not always go together."""
-    path = os.pathsep.join(filter(None, sys.path))
-    result = subprocess.run(
-        [sys.executable, "-c", TORCHVISION],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "torch"},
-    )
-    assert "alike" in result.stdout, result.stderr[-3000:]
+    assert "alike" in processes.run_program(TORCHVISION, tmp_path, "torch")
 
 
 # --- What is drawn -------------------------------------------------------------------

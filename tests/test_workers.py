@@ -6,14 +6,12 @@ Every sample has its own label, so the labels of a batch identify its pairs.
 import concurrent.futures
 import copy
 import multiprocessing
-import os
 import pickle
-import subprocess
-import sys
 import threading
 
 import keras
 import numpy as np
+import processes
 import pytest
 import tensorflow as tf
 
@@ -194,17 +192,7 @@ def run_program(program, tmp_path, backend="numpy"):
     """In a new process: workers of pytest's own process would be pytest too."""
     if keras.backend.backend() != "tensorflow":
         pytest.skip("the same processes whatever the backend here: once is enough")
-    file = tmp_path / "program.py"
-    file.write_text(program)
-    path = os.pathsep.join(filter(None, sys.path))
-    result = subprocess.run(
-        [sys.executable, str(file)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": backend},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    return processes.run_program(program, tmp_path, backend)
 
 
 @pytest.mark.once
