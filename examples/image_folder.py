@@ -4,6 +4,7 @@
     python examples/image_folder.py DIR --flip none   # digits, text
     python examples/image_folder.py DIR --network EfficientNetV2B0 --weights imagenet
     python examples/image_folder.py DIR --image-size 64 --epochs 30     # a first look
+    python examples/image_folder.py tfds:oxford_flowers102              # or @SPLIT
 
 It compares plain training, MixUp, CutMix and MixAvg with global soft labels, from
 scratch or by fine-tuning (`--weights`), with the same seeds and the same images in the
@@ -47,9 +48,14 @@ def parse_arguments(argv=None):
     parser.set_defaults(**vars(arguments.parser(None).parse_args([])))
     add = parser.add_argument
     # fmt: off
-    add("folder", type=Path, metavar="DIR", help="a folder of class folders of images")
+    add("folder", type=Path, metavar="DIR",
+        help="a folder of class folders of images, or tfds:NAME or "
+        "tfds:NAME@SPLIT of TensorFlow Datasets (default split: train), which is "
+        "written into such a folder in runs/data")
     add("--validation", type=Path, metavar="DIR",
-        help="another such folder to test on (default: none: cross-validation)")
+        help="another such folder, or tfds:NAME@SPLIT, to test on (default: none: "
+        "cross-validation)")
+    add("--data-dir", metavar="DIR", help="the data directory of TFDS")
     add("--folds", type=int, default=5, metavar="K",
         help="parts of the cross-validation: a run trains on all parts but one, and "
         "tests on that one (default: %(default)s)")
@@ -66,7 +72,9 @@ def parse_arguments(argv=None):
     add("--all-runs", action="store_true",
         help="make all runs, even if they would change nothing (default: no)")
     add("--smoke", action="store_true",
-        help="only check that it runs: two epochs, random weights (default: no)")
+        help="only check that it runs: two epochs, random weights, made-up images "
+        "instead of tfds:NAME; KerasHub still fetches the configuration of a preset "
+        "(default: no)")
     add("--out", type=Path, metavar="DIR",
         help="for the results (default: runs/folder-DIR)")
     # fmt: on
@@ -87,6 +95,12 @@ def parse_arguments(argv=None):
             parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     if args.smoke:
         vars(args).update(SMOKE)
+    args.folder, args.validation = (
+        folder.of_tfds(str(where).removeprefix(folder.TFDS), args.data_dir, args.smoke)
+        if str(where).startswith(folder.TFDS)
+        else where
+        for where in (args.folder, args.validation)
+    )
     name = f"folder-{args.folder.resolve().name}{'-smoke' * args.smoke}"
     args.out = args.out or Path("runs") / name
     return args
@@ -242,7 +256,7 @@ def progress_of(args):
 
 def check_out(args):
     """All results in a folder must have the same options and images."""
-    may_change = ("out", "runs", "compared", "all_runs")
+    may_change = ("out", "runs", "compared", "all_runs", "data_dir")
     folders = [args.folder, *([args.validation] if args.validation else [])]
     images = [folder.fingerprint(each) for each in folders]
     record.check_options(args, may_change, images=images)
@@ -413,6 +427,7 @@ def bins_of(results):
 NOT_SHOWN = {
     "folder",
     "validation",
+    "data_dir",
     "out",
     "quiet",
     "resume",

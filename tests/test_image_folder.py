@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import keras
 import numpy as np
 import pytest
+import small_data
 import small_models
 
 for package in ("sklearn", "matplotlib"):
@@ -130,6 +131,57 @@ def assert_whole(text, parts):
     assert tags == [] and "url(" not in text and "@import" not in text
     for part in parts:
         assert part in text
+
+
+def test_a_data_set_of_tfds_is_written_once_as_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = small_data.write_cifar10(tmp_path, 30, 20)
+    argv = ["tfds:cifar10@train[:24]", "--validation", "tfds:cifar10@test"]
+    argv += ["--data-dir", str(tmp_path), *QUICK]
+    args = image_folder.parse_arguments(argv)
+    found, others = image_folder.survey(args)
+    assert (found.images, others.images, found.side) == (24, 20, 32)
+    args.image_size = 32
+    (train, labels), (test, test_labels), names, _ = image_folder.load(args)
+    assert names == [str(i) for i in range(10)]
+    for found, found_labels, expected in (
+        (train, labels, images[:24]),
+        (test, test_labels, images[30:]),
+    ):
+        numbers = [int(names[label]) for label in found_labels]
+        for image, number in zip(found, numbers, strict=True):
+            (same,) = [i for i, e in enumerate(expected) if np.array_equal(e, image)]
+            assert number == same % 10
+    written = sorted(tmp_path.glob("runs/data/*/*/*.png"))
+    assert len(written) == 44
+    times = [path.stat().st_mtime_ns for path in written]
+    again = image_folder.parse_arguments(argv)
+    assert again.folder == args.folder
+    assert times == [path.stat().st_mtime_ns for path in written]
+
+
+def test_a_smoke_test_of_a_data_set_of_tfds_needs_no_download(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = image_folder.parse_arguments(["tfds:oxford_flowers102", "--smoke"])
+    found, _ = image_folder.survey(args)
+    assert set(found.counts.values()) == {10}
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("cifar11", "cifar11.*not found"),
+        ("cifar10@dev", "Unknown split 'dev'. Should be one of .'train', 'test'"),
+        ("ag_news_subset", "whose supervised keys are an image and a class label"),
+    ],
+)
+def test_a_name_that_tfds_cannot_serve_is_refused(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    small_data.write_cifar10(tmp_path, 10, 10)
+    with pytest.raises(SystemExit, match=said):
+        folder.of_tfds(name, tmp_path)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_page_escapes_its_texts():

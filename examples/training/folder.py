@@ -1,9 +1,12 @@
-"""Read and check a folder of class folders of images."""
+"""Read and check a folder of class folders of images, or write one from TFDS."""
 
+import contextlib
 import functools
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 import keras
 import numpy as np
@@ -12,6 +15,8 @@ import tensorflow as tf
 READ = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # by image_dataset_from_directory
 LISTED = 5  # files in a message
 SIDES = 32, 224  # smallest and largest default image size
+TFDS = "tfds:"  # prefix of NAME or NAME@SPLIT of TensorFlow Datasets
+MADE_UP = {"images": 50, "classes": 5}  # of --smoke
 
 
 @dataclass
@@ -29,6 +34,67 @@ class Survey:
     def image_size(self):
         """The default image size: the median side, within limits."""
         return int(np.clip(self.side, *SIDES))
+
+
+def of_tfds(name, data_dir=None, made_up=False):
+    """A split of a data set of TFDS, written once as a folder of class folders.
+
+    Args:
+        name: `NAME` or `NAME@SPLIT`; the split is "train" if none is given.
+        data_dir: the data directory of TFDS.
+        made_up: write a few images that TFDS makes up, without a download.
+    """
+    import tensorflow_datasets as tfds
+
+    name, _, split = name.partition("@")
+    made_up_data = tfds.testing.mock_data(num_examples=MADE_UP["images"])
+    with made_up_data if made_up else contextlib.nullcontext():
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+            image, label = _image_and_label(builder.info)
+            builder.download_and_prepare()
+            dataset = builder.as_dataset(
+                split=split or "train", decoders={image: tfds.decode.SkipDecoding()}
+            )
+        except ValueError as error:  # no such data set, or split
+            said = str(error).splitlines()[0]
+            raise SystemExit(f"{TFDS}{name}@{split or 'train'}: {said}") from None
+        about = builder.info.full_name.replace("/", "-")
+        about = f"{about}@{split or 'train'}{'-made-up' * made_up}"
+        folder = Path("runs/data") / as_file_name(about)
+        if folder.exists():
+            return folder
+        names = builder.info.features[label].names
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        for i, example in enumerate(dataset.as_numpy_iterator()):
+            number = i % MADE_UP["classes"] if made_up else example[label]
+            of_class = unfinished / as_file_name(names[number % len(names)])
+            of_class.mkdir(parents=True, exist_ok=True)
+            ending = "png" if example[image].startswith(b"\x89PNG") else "jpg"
+            (of_class / f"{i:07}.{ending}").write_bytes(example[image])
+    return unfinished.rename(folder)
+
+
+def _image_and_label(info):
+    """The names of these features. Raises ValueError if there are none."""
+    import tensorflow_datasets as tfds
+
+    features = info.features
+    keys = info.supervised_keys or ()
+    kinds = tfds.features.Image, tfds.features.ClassLabel
+    if len(keys) != 2 or not all(
+        isinstance(features[key], kind) for key, kind in zip(keys, kinds, strict=True)
+    ):
+        raise ValueError(
+            f"a data set for image classification is needed, whose supervised keys are "
+            f"an image and a class label, not {keys or 'none'}."
+        )
+    return keys
+
+
+def as_file_name(text):
+    """`text` with what no file name may have, `/` for example, as %2F."""
+    return quote(text, safe=" !#$&'()+,;=@[]^{}~")
 
 
 def survey(folder):
