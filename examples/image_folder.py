@@ -55,7 +55,8 @@ def parse_arguments(argv=None):
     add("--validation", type=Path, metavar="DIR",
         help="another such folder, or tfds:NAME@SPLIT, to test on (default: none: "
         "cross-validation)")
-    add("--data-dir", metavar="DIR", help="the data directory of TFDS (default: its own)")
+    add("--data-dir", metavar="DIR",
+        help="the data directory of TFDS (default: its own)")
     add("--folds", type=int, default=5, metavar="K",
         help="parts of the cross-validation: a run trains on all parts but one, and "
         "tests on that one (default: %(default)s)")
