@@ -206,10 +206,10 @@ def test_every_method_starts_from_the_same_weights(tmp_path, monkeypatch):
         raise Built
 
     monkeypatch.setattr(fit, "compiled", built)
-    monkeypatch.setitem(networks.NETWORKS, "linear", small_models.linear_network)
+    monkeypatch.setitem(networks.NETWORKS, "tiny", small_models.linear_network)
     examples = (numbered(200), np.arange(200) % 10)
     for name in METHODS:
-        args = arguments("--method", name, "--network", "linear")
+        args = arguments("--method", name)
         args.out = tmp_path / name
         with pytest.raises(Built):
             fit.train(args, examples, examples, [str(i) for i in range(10)])
