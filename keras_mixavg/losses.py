@@ -79,9 +79,10 @@ class SoftLabelCrossentropy(keras.losses.Loss):
     Raises:
         ValueError: for `num_classes` below 2, `global_weight` outside [0, 1] or a
             callable that returns such a value or cannot be saved, shapes that differ,
-            predictions of another width than `num_classes` or the table; and from the
-            first training with GlobalSoftLabel on, if a metric of Keras would fail on
-            the labels or be meaningless.
+            predictions of another width than `num_classes` or the table, and on JAX a
+            number of classes that the first step cannot know; and from the first
+            training with GlobalSoftLabel on, if a metric of Keras would fail on the
+            labels or be meaningless.
         RuntimeError: under `tf.distribute.MultiWorkerMirroredStrategy`, with which
             Keras 3 does not train.
 
