@@ -18,7 +18,7 @@ MARKS = {"tensorflow": "numerical", "jax": NOT_ON_OTHERS, "torch": NOT_ON_OTHERS
 XLA = "--xla_force_host_platform_device_count=2"  # as in conftest.py
 
 
-def limited(onednn, xla, openblas, mkl, torch, numpy):
+def limited(*, onednn, xla, openblas, mkl, torch, numpy):
     """Settings that restrict the libraries to these instructions."""
     return {
         "ONEDNN_MAX_CPU_ISA": onednn,
@@ -34,8 +34,22 @@ found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
 wide = [name for name in found if name.startswith(("AVX512", "X86_V4"))]
 SETTINGS = {
     "all instructions, all cores for each operation": {},
-    "AVX2": limited("AVX2", "AVX2", "Haswell", "AVX2", "avx2", wide),
-    "SSE 4": limited("SSE41", "SSE4_2", "Nehalem", "SSE4_2", "default", found),
+    "AVX2": limited(
+        onednn="AVX2",
+        xla="AVX2",
+        openblas="Haswell",
+        mkl="AVX2",
+        torch="avx2",
+        numpy=wide,
+    ),
+    "SSE 4": limited(
+        onednn="SSE41",
+        xla="SSE4_2",
+        openblas="Nehalem",
+        mkl="SSE4_2",
+        torch="default",
+        numpy=found,
+    ),
     "one core, and TensorFlow without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
 }
 
