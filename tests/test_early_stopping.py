@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from small_models import (
     CLASSES,
-    EAGERLY,
     FEATURES,
     Weights,
     averaged_batches,
@@ -34,7 +33,7 @@ class Stop(keras.callbacks.Callback):
 def compiled_model(kernel, global_weight=0.5):
     model = linear_model(kernel)
     loss = SoftLabelCrossentropy(global_weight=global_weight, from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=EAGERLY)
+    model.compile(keras.optimizers.SGD(0.1), loss)
     return model
 
 
@@ -107,7 +106,7 @@ def test_the_weight_follows_a_schedule(rng):
     )
     model = linear_model(np.zeros((FEATURES, CLASSES)))
     loss = SoftLabelCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(schedule), loss, run_eagerly=EAGERLY)
+    model.compile(keras.optimizers.SGD(schedule), loss)
     weights = Weights(full=0.5)
     callbacks = [GlobalSoftLabel(fade_out="learning_rate"), weights]
     batches = averaged_batches(rng, sizes=(8,))

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from small_models import EAGERLY, Tables, averaged_batches, dataset_of, linear_model
+from small_models import Tables, averaged_batches, dataset_of, linear_model
 from tolerances import assert_close
 
 from keras_mixavg import GlobalSoftLabel, SoftLabelAccuracy, SoftLabelCrossentropy
@@ -148,7 +148,7 @@ def test_mixed_precision_with_huge_logits_stays_finite(rng, mixed_precision):
     signs = np.sign(rng.normal(size=(FEATURES, CLASSES)))
     model = linear_model(signs * 1e4 / FEATURES)
     loss = SoftLabelCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=EAGERLY)
+    model.compile(keras.optimizers.SGD(0.0), loss)
     callback = GlobalSoftLabel(collect="all")
     history = model.fit(
         dataset_of(batches), epochs=3, verbose=0, shuffle=False, callbacks=[callback]
@@ -265,7 +265,7 @@ def test_few_and_many_classes(rng, num_classes):
     )
     model.set_weights([kernel])
     loss = SoftLabelCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=EAGERLY)
+    model.compile(keras.optimizers.SGD(0.1), loss)
     callback = GlobalSoftLabel(collect="all")
     model.fit(
         dataset_of(batches), epochs=2, verbose=0, shuffle=False, callbacks=[callback]

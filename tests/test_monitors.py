@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from small_models import (
     CLASSES,
-    EAGERLY,
     FEATURES,
     averaged_batches,
     fit,
@@ -53,7 +52,6 @@ def trained(rng, callbacks):
         keras.optimizers.SGD(0.1),
         SoftLabelCrossentropy(from_logits=True),
         metrics=[SoftLabelAccuracy(), SoftLabelTopKAccuracy(2)],
-        run_eagerly=EAGERLY,
     )
     x, y, _ = averaged_batches(rng, sizes=(32,))[0]
     validation = (x, y.argmax(axis=1))

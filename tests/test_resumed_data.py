@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_models import EAGERLY
 from tolerances import assert_close
 
 pytestmark = pytest.mark.once
@@ -41,7 +40,7 @@ def new_model():
     layers = [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(10)]
     model = keras.Sequential([*layers, keras.layers.Softmax()])
     optimizer, loss = keras.optimizers.SGD(0.1, 0.9), "categorical_crossentropy"
-    model.compile(optimizer, loss, run_eagerly=EAGERLY)  # few steps
+    model.compile(optimizer, loss)
     return model
 
 
