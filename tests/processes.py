@@ -10,6 +10,7 @@ import traceback
 # package is not part of it: some processes must do without.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tensorflow", "keras"])
+LONGEST = 600  # seconds that a test waits for a process
 
 
 def _run(function, arguments, folder):
@@ -35,7 +36,7 @@ def start(function, *arguments, folder):
 def run(function, *arguments, folder):
     """`start`, wait for success, and return the output."""
     process = start(function, *arguments, folder=folder)
-    process.join(600)
+    process.join(LONGEST)
     process.kill()
     assert process.exitcode == 0, (folder / "stderr.txt").read_text()[-3000:]
     return (folder / "stdout.txt").read_text()
@@ -51,6 +52,7 @@ def run_program(program, folder, backend):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": backend},
+        timeout=LONGEST,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

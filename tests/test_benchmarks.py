@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import processes
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -189,11 +190,11 @@ for seed in range(15):
 
 def test_processes_append_whole_lines_and_none_twice(tmp_path):
     path = tmp_path / "runs.jsonl"
-    processes = [
+    started = [
         subprocess.Popen([sys.executable, "-c", APPEND, grid.FOLDER, path, name])
         for name in "ab"
     ]
-    assert [process.wait() for process in processes] == [0, 0]
+    assert [each.wait(processes.LONGEST) for each in started] == [0, 0]
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     found = sorted((line["options"]["of"], line["seed"]) for line in lines)
     assert found == [(name, s) for name in ("a", "b", "both") for s in range(15)]
@@ -276,6 +277,7 @@ backend = "none"
         cwd=tmp_path,
         capture_output=True,
         text=True,
+        timeout=processes.LONGEST,
     )
     assert result.returncode != 0
     assert "1 of 3 runs are in" in result.stdout

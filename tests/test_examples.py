@@ -32,6 +32,7 @@ def run(*arguments, folder):
         env=environment,
         capture_output=True,
         text=True,
+        timeout=processes.LONGEST,
     )
 
 

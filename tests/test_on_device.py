@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import processes
 import pytest
 from small_data import crop_and_flip_of
 from tolerances import assert_close
@@ -174,6 +175,7 @@ cifar.main(sys.argv[1:])
         env={**os.environ, "KERAS_BACKEND": "jax"},
         check=True,
         capture_output=True,
+        timeout=processes.LONGEST,
     )
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["test_images"] == 300 and result["settings"]["on_device"]

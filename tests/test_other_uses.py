@@ -167,6 +167,7 @@ def test_another_backend_evaluates_and_trains_on(tmp_path, rng):
         [sys.executable, "-c", CONTINUED, str(tmp_path), OTHER],
         check=True,
         env={**os.environ, "KERAS_BACKEND": OTHER},
+        timeout=processes.LONGEST,
     )
     seen = np.load(tmp_path / "seen.npz")
     np.testing.assert_array_equal(seen["loaded"], learnt)
