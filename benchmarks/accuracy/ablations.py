@@ -5,7 +5,7 @@ Each overrides one part of a method in `training/methods.py`. The grids know the
 """
 
 from training import mixing
-from training.methods import AveragedPairsWithTable, CutMix
+from training.methods import AveragedPairsWithTable, CutMix, MixUpOrCutMix
 
 from keras_mixavg import equations
 
@@ -46,7 +46,17 @@ class MixAvgOrCutMixOffAtTheEnd(MixAvgOrCutMix):
     mixed_share = 0.8
 
 
+class MixUpOrCutMixOffAtTheEnd(MixUpOrCutMix):
+    """`mixup_or_cutmix`, with whole images in the last fifth of the epochs.
+
+    As with `--mixup-off-epoch` of timm, their labels stay smoothed.
+    """
+
+    mixed_share = 0.8
+
+
 ABLATIONS = {
+    "mixup_or_cutmix_off_at_the_end": MixUpOrCutMixOffAtTheEnd,
     "pairs_off_at_the_end": PairsOffAtTheEnd,
     "mixavg_or_cutmix": MixAvgOrCutMix,
     "mixavg_or_cutmix_off_at_the_end": MixAvgOrCutMixOffAtTheEnd,

@@ -251,6 +251,11 @@ class MixUpOrCutMix(MixUp):
     options = {"smoothing": 0.1}
     alphas = {"mixup": 0.8, "cutmix": 1.0}
 
+    def whole(self, images, labels):
+        images, labels = super().whole(images, labels)
+        smoothing = self.option("smoothing")
+        return images, (1 - smoothing) * labels + smoothing / self.num_classes
+
     def mixed_with(self, ops, images, labels, partners, draws):
         first = ops.random.uniform((), seed=draws) < 0.5
         for_mixup, for_cutmix = (
@@ -261,9 +266,7 @@ class MixUpOrCutMix(MixUp):
         for_cutmix = ops.numpy.where(first, 1.0, for_cutmix)
         batch = mixing.mixup(images, labels, partners, for_mixup, ops)
         centre = self.draw_centre(ops, images, draws)
-        images, labels = mixing.cutmix(*batch, partners, for_cutmix, centre, ops)
-        smoothing = self.option("smoothing")
-        return images, (1 - smoothing) * labels + smoothing / self.num_classes
+        return mixing.cutmix(*batch, partners, for_cutmix, centre, ops)
 
 
 class RegMixup(MixUp):
