@@ -56,7 +56,7 @@ site: .venv/installed  ## build the documentation into site/; any warning is an 
 
 package: .venv/installed  ## build sdist and wheel into dist/, and try the wheel
 	rm -rf dist .venv/wheel
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/python -m $(INSTALL) --no-deps --target .venv/wheel dist/*.whl
 	PYTHONPATH=.venv/wheel $(BIN)/python tests/check_wheel.py
 
@@ -68,8 +68,7 @@ package: .venv/installed  ## build sdist and wheel into dist/, and try the wheel
 	@touch $@
 
 .venv/backends: .venv/installed
-	$(BIN)/python -m $(INSTALL) $(TORCH)
-	$(BIN)/python -m $(INSTALL) jax grain
+	$(BIN)/python -m $(INSTALL) $(TORCH) jax grain
 	@touch $@
 
 .venv-oldest/installed: pyproject.toml
