@@ -160,6 +160,15 @@ def test_a_data_set_of_tfds_is_written_once_as_a_folder(tmp_path, monkeypatch):
     assert times == [path.stat().st_mtime_ns for path in written]
 
 
+def test_another_part_of_a_data_set_has_another_folder(tmp_path, monkeypatch):
+    """Some have only a part of it in their data directory."""
+    monkeypatch.chdir(tmp_path)
+    for part, count in (("a", 10), ("b", 12)):
+        small_data.write_cifar10(tmp_path / part, count, 10)
+        written = folder.of_tfds("cifar10", tmp_path / part)
+        assert len(list(written.glob("*/*.png"))) == count
+
+
 def test_a_smoke_test_of_a_data_set_of_tfds_needs_no_download(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = image_folder.parse_arguments(["tfds:oxford_flowers102", "--smoke"])

@@ -47,23 +47,24 @@ def of_tfds(name, data_dir=None, made_up=False):
     import tensorflow_datasets as tfds
 
     name, _, split = name.partition("@")
+    split = split or "train"
     made_up_data = tfds.testing.mock_data(num_examples=MADE_UP["images"])
     with made_up_data if made_up else contextlib.nullcontext():
         try:
             builder = tfds.builder(name, data_dir=data_dir)
             image, label = _image_and_label(builder.info)
             builder.download_and_prepare()
-            dataset = builder.as_dataset(
-                split=split or "train", decoders={image: tfds.decode.SkipDecoding()}
-            )
+            encoded = {image: tfds.decode.SkipDecoding()}
+            dataset = builder.as_dataset(split=split, decoders=encoded)
         except ValueError as error:  # no such data set, or split
             said = str(error).splitlines()[0]
-            raise SystemExit(f"{TFDS}{name}@{split or 'train'}: {said}") from None
+            raise SystemExit(f"{TFDS}{name}@{split}: {said}") from None
         about = builder.info.full_name.replace("/", "-")
-        about = f"{about}@{split or 'train'}{'-made-up' * made_up}"
+        about = f"{about}@{split}-{'made-up-' * made_up}{len(dataset)}"
         folder = Path("runs/data") / as_file_name(about)
         if folder.exists():
             return folder
+        print(f"Writing {len(dataset):,} images to {folder}", flush=True)
         names = builder.info.features[label].names
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         for i, example in enumerate(dataset.as_numpy_iterator()):
