@@ -42,13 +42,16 @@ def run(function, *arguments, folder):
     return (folder / "stdout.txt").read_text()
 
 
-def run_program(program, folder, backend):
-    """Run a program that loads Keras itself, with a backend, and return its output."""
+def run_program(program, folder, backend, *arguments):
+    """Run a program that loads Keras itself, with a backend, and return its output.
+
+    It is written to `folder`, and runs where this process does.
+    """
     file = folder / "program.py"
     file.write_text(program)
     path = os.pathsep.join(filter(None, sys.path))
     result = subprocess.run(
-        [sys.executable, str(file)],
+        [sys.executable, file, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": backend},

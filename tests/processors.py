@@ -17,39 +17,20 @@ NOT_ON_OTHERS = "numerical and not once and not one_backend"
 MARKS = {"tensorflow": "numerical", "jax": NOT_ON_OTHERS, "torch": NOT_ON_OTHERS}
 XLA = "--xla_force_host_platform_device_count=2"  # as in conftest.py
 
-
-def limited(*, onednn, xla, openblas, mkl, torch, numpy):
-    """Settings that restrict the libraries to these instructions."""
-    return {
-        "ONEDNN_MAX_CPU_ISA": onednn,
-        "XLA_FLAGS": f"{XLA} --xla_cpu_max_isa={xla}",
-        "OPENBLAS_CORETYPE": openblas,
-        "MKL_ENABLE_INSTRUCTIONS": mkl,
-        "ATEN_CPU_CAPABILITY": torch,
-        "NPY_DISABLE_CPU_FEATURES": " ".join(numpy),
-    }
-
-
 found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
 wide = [name for name in found if name.startswith(("AVX512", "X86_V4"))]
+LIMITS = {  # the instructions that a library may use: AVX2, SSE 4
+    "ONEDNN_MAX_CPU_ISA": ("AVX2", "SSE41"),
+    "XLA_FLAGS": (f"{XLA} --xla_cpu_max_isa=AVX2", f"{XLA} --xla_cpu_max_isa=SSE4_2"),
+    "OPENBLAS_CORETYPE": ("Haswell", "Nehalem"),
+    "MKL_ENABLE_INSTRUCTIONS": ("AVX2", "SSE4_2"),
+    "ATEN_CPU_CAPABILITY": ("avx2", "default"),
+    "NPY_DISABLE_CPU_FEATURES": (" ".join(wide), " ".join(found)),
+}
 SETTINGS = {
     "all instructions, all cores for each operation": {},
-    "AVX2": limited(
-        onednn="AVX2",
-        xla="AVX2",
-        openblas="Haswell",
-        mkl="AVX2",
-        torch="avx2",
-        numpy=wide,
-    ),
-    "SSE 4": limited(
-        onednn="SSE41",
-        xla="SSE4_2",
-        openblas="Nehalem",
-        mkl="SSE4_2",
-        torch="default",
-        numpy=found,
-    ),
+    "AVX2": {variable: avx2 for variable, (avx2, _) in LIMITS.items()},
+    "SSE 4": {variable: sse4 for variable, (_, sse4) in LIMITS.items()},
     "one core, and TensorFlow without oneDNN": {"TF_ENABLE_ONEDNN_OPTS": "0"},
 }
 

@@ -2,9 +2,6 @@
 
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -170,13 +167,7 @@ cifar.main(sys.argv[1:])
     flags = ["--on-device", "--arrays", str(saved), "--out", str(tmp_path / "out")]
     flags += ["--network", "dense", "--train-examples", "200", "--epochs", "2"]
     flags += ["--batch-size", "40", "--warmup-epochs", "1", "--quiet"]
-    subprocess.run(
-        [sys.executable, "-c", code, *flags],
-        env={**os.environ, "KERAS_BACKEND": "jax"},
-        check=True,
-        capture_output=True,
-        timeout=processes.LONGEST,
-    )
+    processes.run_program(code, tmp_path, "jax", *flags)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["test_images"] == 300 and result["settings"]["on_device"]
     assert (tmp_path / "out" / "pairs.png").exists()

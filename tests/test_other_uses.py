@@ -2,9 +2,6 @@
 
 import contextlib
 import gc
-import os
-import subprocess
-import sys
 import threading
 import warnings
 import weakref
@@ -163,12 +160,7 @@ def test_another_backend_evaluates_and_trains_on(tmp_path, rng):
     learnt = train(model)
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "data.npz", x=x, y=y)
-    subprocess.run(
-        [sys.executable, "-c", CONTINUED, str(tmp_path), OTHER],
-        check=True,
-        env={**os.environ, "KERAS_BACKEND": OTHER},
-        timeout=processes.LONGEST,
-    )
+    processes.run_program(CONTINUED, tmp_path, OTHER, str(tmp_path), OTHER)
     seen = np.load(tmp_path / "seen.npz")
     np.testing.assert_array_equal(seen["loaded"], learnt)
     assert float(seen["loss"]) == close(model.evaluate(x, y, batch_size=8, verbose=0))
