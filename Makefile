@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Python compiles what is imported, a small part of what is installed.
 INSTALL := pip install --quiet --no-compile
-# On all cores. A process that has finished its tests takes over some of the others'.
+# A process that has finished its tests takes over some of the others'.
 PYTEST := -m pytest -n auto --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode each `import keras` takes 7 s longer
@@ -19,13 +19,13 @@ OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
 	$(BIN)/python examples/quickstart.py
 
-test: lint  ## lint, types and all tests, on TensorFlow
+test: .venv/installed  ## all tests, on TensorFlow
 	$(BIN)/python $(PYTEST)
 
-# `make test` on every backend and as other processors, and with the oldest versions.
-test-all: .venv/backends test test-jax test-torch test-processors test-oldest
+# Also on the other backends, as other processors, and with the oldest versions.
+test-all: .venv/backends lint test test-jax test-torch test-processors test-oldest
 
-ci: .venv/backends test core-jax core-torch site package  ## .ci/run
+ci: .venv/backends lint test core-jax core-torch site package  ## .ci/run
 
 test-jax test-torch: test-%: .venv/backends  ## all that a backend may change
 	KERAS_BACKEND=$* $(BIN)/python $(PYTEST) -m "not once and not one_backend"
@@ -42,7 +42,7 @@ test-oldest: .venv-oldest/installed  ## the core, with the oldest versions admit
 fuzz: .venv/installed  ## three fuzz tests, five minutes each; on any KERAS_BACKEND
 	FUZZ_SECONDS=300 $(BIN)/python -m pytest tests/test_fuzz.py
 
-lint: .venv/installed
+lint: .venv/installed  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 figures: .venv/installed  ## update all pictures and tables

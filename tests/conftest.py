@@ -54,9 +54,12 @@ def pytest_unconfigure():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """`-n auto`: as many as cores. Each takes two gigabytes of memory."""
+    """`-n auto`: one more than cores, since tests also wait for files and processes.
+
+    Each takes two gigabytes of memory.
+    """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(usable_cores(), 8, memory // 2**31))
+    return max(1, min(usable_cores() + 1, 8, memory // 2**31))
 
 
 def pytest_configure(config):

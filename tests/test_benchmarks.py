@@ -1,7 +1,6 @@
 """The benchmarks: grids, results and the report."""
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -254,47 +253,90 @@ def test_runs_without_their_files_are_left_out_or_refused(
         grid.possible(runs, args)
 
 
-def test_runs_are_recorded_never_repeated_and_a_failure_stops_no_other(tmp_path):
-    backend = "torch" if importlib.util.find_spec("torch") else "tensorflow"
-    small = SMALL_GRID.replace("[3, 5]", "[3]").split("[settings.noise]")[0]
-    small += f"""
+THREE_RUNS = """
+title = "three"
+seeds = [3]
+baselines = ["done"]
+[common]
+smoke = true
+method = "erm"
+[settings.digits]
 [methods.done]
+[methods.fails]
+backend = "none"
 [methods."other name"]
 method = "mixavg"
 label-noise = 0.25
-backend = "{backend}"
-[methods.fails]
-backend = "none"
+backend = "tensorflow"
 """
-    small = small.replace('baselines = ["erm"]', 'baselines = ["done"]')
-    (tmp_path / "grid.toml").write_text(small)
-    done = {"options": {"smoke": True, "method": "erm"}, "seed": 3, "was": "before"}
-    path = tmp_path / "runs.jsonl"
-    assert grid.append(done, path)
-    result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/accuracy/grid.py", "grid.toml"]
-        + ["--results", "runs.jsonl", "--jobs", "1"],
-        cwd=tmp_path,
+
+
+@pytest.fixture
+def three_runs(tmp_path, monkeypatch):
+    """A grid, its runs, and the file of results, which has the first of them."""
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text(THREE_RUNS)
+    _, runs = grid.read("grid.toml")
+    line = {"options": runs[0].options, "seed": 3, "was": "before"}
+    assert grid.append(line, Path("runs.jsonl"))
+    return runs, Path("runs.jsonl")
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_run_is_recorded_with_all_that_the_report_needs(three_runs, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")  # which a run sets
+    (*_, run), results = three_runs
+    grid.train(run, {}, results)
+    before, line = [json.loads(line) for line in results.read_text().splitlines()]
+    assert before["was"] == "before"
+    assert line["seed"] == 3 and line["options"]["method"] == "mixavg"
+    assert line["commit"] == provenance.commit()
+    assert line["backend"] == line["settings"]["backend"] == "tensorflow"
+    assert line["settings"]["label_noise"] == 0.25
+    assert len(line["history"]["loss"]) == 2
+    np.testing.assert_allclose(np.sum(line["table"], axis=1), 1, atol=1e-4)
+    assert str(Path.cwd()) not in json.dumps(line)
+    assert not list(Path("runs").iterdir())
+
+
+def grid_ends_with(*arguments):
+    """The result of the program, on one grid."""
+    command = [sys.executable, ROOT / "benchmarks/accuracy/grid.py", "grid.toml"]
+    return subprocess.run(
+        [*command, "--results", "runs.jsonl", "--jobs", "1", *arguments],
         capture_output=True,
         text=True,
         timeout=processes.LONGEST,
     )
-    assert result.returncode != 0
-    assert "1 of 3 runs are in" in result.stdout
-    assert "digits/other name-3: " in result.stdout, result.stdout
-    assert "1 to go, about" in result.stdout
-    assert "1 runs failed: digits/fails-3" in result.stderr
-    assert "digits/fails-3 FAILED" in result.stdout
-    before, line = [json.loads(line) for line in path.read_text().splitlines()]
-    assert before == done
-    assert line["seed"] == 3 and line["options"]["method"] == "mixavg"
-    assert line["commit"] == provenance.commit()
-    assert line["backend"] == line["settings"]["backend"] == backend
-    assert line["settings"]["label_noise"] == 0.25
-    assert len(line["history"]["loss"]) == 2
-    np.testing.assert_allclose(np.sum(line["table"], axis=1), 1, atol=1e-4)
-    assert str(tmp_path) not in json.dumps(line)
-    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_process_runs_one_run_with_its_own_backend(three_runs):
+    result = grid_ends_with("--run", "digits/fails-3", "--core", "0")
+    assert result.returncode != 0 and "import backend : none" in result.stderr
+
+
+PRETENDS = """#!/bin/sh
+echo "$*"
+case "$*" in *fails*) exit 1; esac
+"""
+
+
+def test_finished_runs_are_not_repeated_and_a_failure_stops_no_other(
+    three_runs, monkeypatch, capsys
+):
+    """With a program instead of Python that fails for one run."""
+    Path("python").write_text(PRETENDS)
+    Path("python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", "./python")
+    flags = ["grid.toml", "--results", "runs.jsonl", "--jobs", "1"]
+    monkeypatch.setattr(sys, "argv", ["grid.py", *flags])
+    with pytest.raises(SystemExit, match="1 runs failed: digits/fails-3"):
+        grid.main()
+    said = capsys.readouterr().out
+    assert "1 of 3 runs are in" in said and "done" not in said
+    assert "digits/fails-3 FAILED; 1 to go, about" in said
+    command = " ".join([grid.__file__, *flags, "--run digits/other name-3 --core 0"])
+    assert f"digits/other name-3: {command}; 0 to go" in said
 
 
 # --- The report ----------------------------------------------------------------------
