@@ -46,7 +46,7 @@ lint: .venv/installed  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 figures: .venv/installed  ## update all pictures and tables
-	$(BIN)/python examples/quickstart.py --runs 3 --out benchmarks/accuracy/results/quickstart
+	$(BIN)/python benchmarks/accuracy/demo.py
 	$(BIN)/python -m benchmarks.report
 	PYTHONPATH=. $(BIN)/python docs/_site/photographs.py
 	PYTHONPATH=. $(BIN)/python docs/_site/notebooks.py

@@ -146,15 +146,20 @@ def network(shape):
 # --- Training and evaluation ---------------------------------------------------------
 
 
+def cosine_schedule(peak, steps):
+    """Rises to `peak` in a tenth of the steps, and falls to zero in the others."""
+    warmup = steps // 10
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=peak, warmup_steps=warmup
+    )
+
+
 def train_and_test(method, train, test, seed, args, more=()):
     """Train and test one model: its history, its result and its callbacks."""
     keras.utils.set_random_seed(seed)
     batches = pipeline(method, *train, seed, args)
     model = network(train[0].shape[1:])
-    steps = args.epochs * len(batches)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, warmup_target=args.learning_rate, warmup_steps=steps // 10
-    )
+    schedule = cosine_schedule(args.learning_rate, args.epochs * len(batches))
     # Without the callback this loss is plain cross-entropy.
     loss = SoftLabelCrossentropy(global_weight=args.global_weight, from_logits=True)
     callbacks = [GlobalSoftLabel()] if method == "MixAvg" else []

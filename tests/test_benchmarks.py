@@ -18,6 +18,7 @@ GRIDS = sorted((ROOT / "benchmarks/accuracy/grids").glob("*.toml"))
 for package in ("sklearn", "scipy", "matplotlib", "tensorflow_datasets"):
     pytest.importorskip(package)
 
+import demo  # noqa: E402
 import early_stopping  # noqa: E402
 import efficientnet_lite0  # noqa: E402
 import grid  # noqa: E402
@@ -197,6 +198,21 @@ def test_processes_append_whole_lines_and_none_twice(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     found = sorted((line["options"]["of"], line["seed"]) for line in lines)
     assert found == [(name, s) for name in ("a", "b", "both") for s in range(15)]
+
+
+def test_the_record_of_the_demo_names_its_command_and_commit(tmp_path, monkeypatch):
+    def main(args):
+        assert args.runs == 2 and args.out == tmp_path
+        return {"results": [1, 2], "settings": {"runs": 2, "out": str(tmp_path)}}
+
+    monkeypatch.setattr(demo.quickstart, "main", main)
+    demo.measure("--runs", "2", path=tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text()) == {
+        "command": "python benchmarks/accuracy/demo.py",
+        "commit": provenance.commit(),
+        "results": [1, 2],
+        "settings": {"runs": 2},
+    }
 
 
 def test_a_commit_is_named_and_whether_the_code_is_another(tmp_path, monkeypatch):

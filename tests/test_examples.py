@@ -87,6 +87,12 @@ def test_the_quickstart_runs_and_repeats_its_figures(tmp_path):
     assert_figures_close(json.loads(again), rows[2])
 
 
+def test_the_learning_rate_rises_and_falls_to_zero_with_the_last_step():
+    schedule = quickstart.cosine_schedule(0.1, steps=600)
+    rates = [float(schedule(step)) for step in (0, 30, 60, 330, 600)]
+    np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.05, 0], atol=1e-7)
+
+
 def test_help_comes_without_tensorflow_and_its_log(tmp_path):
     result = run(PROGRAM, "--help", folder=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
