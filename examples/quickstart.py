@@ -177,7 +177,8 @@ def train_and_test(method, train, test, seed, args, more=()):
         shuffle=False,
         verbose=0,
     )
-    figures = figures_of(model.predict_on_batch(test[0]), test[1])
+    logits = keras.ops.convert_to_numpy(model(test[0], training=False))
+    figures = figures_of(logits, test[1])
     seconds = time.perf_counter() - start
     result = {"method": method, "seed": seed, **figures, "seconds": seconds}
     return history.history, result, callbacks
