@@ -96,6 +96,14 @@ def parse_arguments(argv=None):
             parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     if args.smoke:
         vars(args).update(SMOKE)
+    return args
+
+
+# --- The plan ------------------------------------------------------------------------
+
+
+def find_folders(args):
+    """Write data sets of TFDS as folders, and name the one for the results."""
     args.folder, args.validation = (
         folder.of_tfds(str(where).removeprefix(folder.TFDS), args.data_dir, args.smoke)
         if str(where).startswith(folder.TFDS)
@@ -104,10 +112,6 @@ def parse_arguments(argv=None):
     )
     name = f"folder-{args.folder.resolve().name}{'-smoke' * args.smoke}"
     args.out = args.out or Path("runs") / name
-    return args
-
-
-# --- The plan ------------------------------------------------------------------------
 
 
 def survey(args):
@@ -441,6 +445,7 @@ NOT_SHOWN = {
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_arguments(argv)
+    find_folders(args)
     found, others = survey(args)
     complete(args, found)
     about = plan(args, found, others)

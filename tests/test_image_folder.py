@@ -139,6 +139,8 @@ def test_a_data_set_of_tfds_is_written_once_as_a_folder(tmp_path, monkeypatch):
     argv = ["tfds:cifar10@train[:24]", "--validation", "tfds:cifar10@test"]
     argv += ["--data-dir", str(tmp_path), *QUICK]
     args = image_folder.parse_arguments(argv)
+    assert not (tmp_path / "runs").exists()
+    image_folder.find_folders(args)
     found, others = image_folder.survey(args)
     assert (found.images, others.images, found.side) == (24, 20, 32)
     args.image_size = 32
@@ -156,6 +158,7 @@ def test_a_data_set_of_tfds_is_written_once_as_a_folder(tmp_path, monkeypatch):
     assert len(written) == 44
     times = [path.stat().st_mtime_ns for path in written]
     again = image_folder.parse_arguments(argv)
+    image_folder.find_folders(again)
     assert again.folder == args.folder
     assert times == [path.stat().st_mtime_ns for path in written]
 
@@ -169,9 +172,18 @@ def test_another_part_of_a_data_set_has_another_folder(tmp_path, monkeypatch):
         assert len(list(written.glob("*/*.png"))) == count
 
 
+@pytest.mark.parametrize(
+    "name, expected",
+    [("a/b", "a%2Fb"), (".hidden", "%2Ehidden"), ("..", "%2E."), ("a.b c", "a.b c")],
+)
+def test_any_name_of_a_class_names_a_folder_that_is_read(name, expected):
+    assert folder.as_file_name(name) == expected
+
+
 def test_a_smoke_test_of_a_data_set_of_tfds_needs_no_download(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = image_folder.parse_arguments(["tfds:oxford_flowers102", "--smoke"])
+    image_folder.find_folders(args)
     found, _ = image_folder.survey(args)
     assert set(found.counts.values()) == {10}
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
@@ -348,6 +360,7 @@ def test_the_next_command_is_the_last_one_with_other_options():
         f"{command} --runs 4 --all-runs"
     )
     smoke = image_folder.parse_arguments(["my photos", "--smoke"])
+    image_folder.find_folders(smoke)
     assert smoke.out.name == "folder-my photos-smoke"
     argv_of_smoke = ["my photos", "--smoke", "--epochs", "9"]
     whole = image_folder.command(smoke, argv_of_smoke, {"runs": 6})

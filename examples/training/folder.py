@@ -94,8 +94,12 @@ def _image_and_label(info):
 
 
 def as_file_name(text):
-    """`text` with what no file name may have, `/` for example, as %2F."""
-    return quote(text, safe=" !#$&'()+,;=@[]^{}~")
+    """`text` with what no file name may have, `/` for example, as %2F.
+
+    Nor may it begin with a dot, which hides a folder.
+    """
+    name = quote(text, safe=" !#$&'()+,;=@[]^{}~")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def survey(folder):
