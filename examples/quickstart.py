@@ -39,8 +39,8 @@ def parse_arguments(argv=None):
         help="peak of the cosine schedule (default: 0.1)")
     add("--rate", type=float, default=0.5,
         help="share of the images that MixAvg averages (default: 0.5)")
-    add("--global-weight", type=float, default=0.75,
-        help="weight of the global soft labels (default: 0.75)")
+    add("--global-weight", type=float, default=0.5,
+        help="weight of the global soft labels (default: 0.5)")
     add("--runs", type=int, default=1, metavar="N",
         help="train each method with N seeds, and print mean and standard deviation "
         "(default: 1)")

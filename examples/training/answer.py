@@ -263,10 +263,12 @@ def title(results):
         return difference(results[method], results[other], measure).says
 
     best = [m for m in (ours, rival) if m and says(m, PLAIN, ACCURACY) > 0]
-    if len(best) == 2 and says(rival, ours, ACCURACY) <= 0:
-        best = [ours]
+    best.sort(key=lambda method: -ACCURACY.pooled(results[method]))
+    if len(best) == 2 and not says(*best, ACCURACY):
+        first, second = map(in_words, best)
+        return f"Use {first} or {second}: their accuracy differs within the noise"
     if best:
-        return f"Use {in_words(best[-1])}"
+        return f"Use {in_words(best[0])}"
     if says(ours, PLAIN, ACCURACY) < 0:
         return "Stay with plain training"
     of_probabilities = says(ours, PLAIN, NLL_SCALED)

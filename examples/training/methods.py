@@ -243,9 +243,9 @@ class CutMix(MixUp):
 
 
 class MixUpOrCutMix(MixUp):
-    """DeiT's recipe in timm: each batch by mixup (alpha 0.8) or by CutMix (alpha 1).
+    """The mixing of DeiT's recipe in timm.
 
-    A fair coin decides. Labels are smoothed by --smoothing.
+    Each batch by mixup (alpha 0.8) or by CutMix (alpha 1); a fair coin decides. Labels are smoothed by --smoothing.
     """
 
     options = {"smoothing": 0.1}
