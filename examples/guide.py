@@ -142,8 +142,8 @@ print(f"best epoch {max(accuracies):.3f}, last epoch {accuracies[-1]:.3f}")
 """
 `SoftLabelAccuracy` counts either class of an averaged pair as right, and is ordinary
 accuracy on the test data. Training accuracy is lower than usual: pairs are harder than
-images, and fewer of the wrong labels are learnt: the last epoch is below the best one, but
-not as far as in plain training.
+images, and fewer of the wrong labels are learnt: the last epoch is below the best one,
+but not as far as in plain training.
 
 This is one run of each on one small data set.
 [Accuracy](../benchmarks/accuracy/README.md) has results on other data, with intervals,

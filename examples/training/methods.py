@@ -245,7 +245,8 @@ class CutMix(MixUp):
 class MixUpOrCutMix(MixUp):
     """The mixing of DeiT's recipe in timm.
 
-    Each batch by mixup (alpha 0.8) or by CutMix (alpha 1); a fair coin decides. Labels are smoothed by --smoothing.
+    Each batch by mixup (alpha 0.8) or by CutMix (alpha 1); a fair coin decides.
+    Labels are smoothed by --smoothing.
     """
 
     options = {"smoothing": 0.1}
