@@ -390,15 +390,17 @@ def test_a_table_has_the_means_and_the_differences_of_what_is_there():
     baselines = ["plain training", "the best rival", "not yet"]
     text = tables.setting_table(RUNS, baselines)
     header, _, plain, pairs, *_, ours = map(cells, text.splitlines())
-    assert plain[:7] == ["plain training", "3", "99.0 ± 0.0", "51.00 ± 1.00",
-                         "1.490 ± 0.010", "1.500 ± 0.000", "10.0 ± 0.0"]  # fmt: skip
+    assert plain[:8] == ["plain training", "3", "99.0 ± 0.0", "51.00 ± 1.00",
+                         "1.490 ± 0.010", "1.500 ± 0.000", "10.0 ± 0.0",
+                         "2.0 ± 0.0"]  # fmt: skip
     assert header[5] == "NLL after one temperature" and pairs[5] == "-"
-    assert header[7:] == [
+    assert header[7] == "ECE after one temperature %" and pairs[7] == "-"
+    assert header[8:] == [
         "accuracy minus plain training",
         "accuracy minus the best rival (CutMix)",
     ]
-    assert plain[7] == "-" and pairs[7] == "**+3.00 [+3.00, +3.00]**"
-    assert ours[8] == "**+4.00 [+1.52, +6.48]**"  # 3, 4 and 5; 4.303 / sqrt(3)
+    assert plain[8] == "-" and pairs[8] == "**+3.00 [+3.00, +3.00]**"
+    assert ours[9] == "**+4.00 [+1.52, +6.48]**"  # 3, 4 and 5; 4.303 / sqrt(3)
 
 
 def test_the_summary_has_absolute_accuracies_and_names_the_best_rival(monkeypatch):
@@ -410,9 +412,10 @@ def test_the_summary_has_absolute_accuracies_and_names_the_best_rival(monkeypatc
     monkeypatch.setattr(tables, "settings_shown", lambda: shown)
     header, _, one, two = map(cells, tables.summary().splitlines())
     assert one[:8] == ["one", "3", "99", "51.0", "52.0", "53.0", "54.0", "57.0"]
-    assert one[8] == "**+6.00 [+3.52, +8.48]**" and one[9].endswith(", CutMix")
+    assert one[8] == "**+6.00 [+3.52, +8.48]**" and one[9].endswith(", CutMix (4)")
+    assert one[10] == "1.50, 1.50, 1.50"
     assert two[5] == "53.0 (keras.layers)"
-    assert two[9].endswith(", keras.layers.CutMix")
+    assert two[9].endswith(", keras.layers.CutMix (3)")  # the others: other seeds
     assert two[2] == "60" and two[8] == "+15.00"
     steps = cells(tables.steps().splitlines()[2])
     of_table, over_rival = "**+3.00 [+0.52, +5.48]**", "**+4.00 [+1.52, +6.48]**"

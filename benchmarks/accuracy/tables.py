@@ -2,7 +2,6 @@
 
 import functools
 from collections import Counter
-from string import ascii_uppercase
 
 import grid
 import numpy as np
@@ -232,10 +231,9 @@ def summary():
     header += ["gain over the best rival (best of)"]
     header += ["NLL after one temperature: plain, best rival, ours"]
     rows = []
-    for number, (setting, methods) in enumerate(settings_shown()):
+    for setting, methods in settings_shown():
         plain, ours, rival = methods[PLAIN], methods[OURS], best_rival(methods)
-        rows.append([f"{ascii_uppercase[number]}: {setting}", len(ours)])
-        rows[-1].append(f"{mean(plain, 'training_accuracy'):.0f}")
+        rows.append([setting, len(ours), f"{mean(plain, 'training_accuracy'):.0f}"])
         for name in (PLAIN, *mixing(methods)):
             runs = with_our_seeds(methods, name)
             rows[-1].append(f"{mean(runs, 'accuracy'):.1f}" if runs else "-")
