@@ -112,6 +112,12 @@ def find_folders(args):
     )
     name = f"folder-{args.folder.resolve().name}{'-smoke' * args.smoke}"
     args.out = args.out or Path("runs") / name
+    for of_images in filter(None, (args.folder, args.validation)):
+        if args.out.resolve().is_relative_to(of_images.resolve()):
+            raise SystemExit(
+                f"The results would be written to {args.out}, which is in {of_images}, "
+                "where folders are classes. Pass another --out."
+            )
 
 
 def survey(args):
@@ -232,6 +238,11 @@ def command(args, argv, changes=None):
             skip = "=" not in token and has_value
         else:
             kept.append(token)
+    # The folder comes first, where no option takes it for one of its values.
+    images = parse_arguments(argv).folder
+    first = next(token for token in kept if Path(token) == images)
+    kept.remove(first)
+    kept = [first, *(token for token in kept if token != "--")]
     for name, value in changes.items():
         if value is not None:
             flag = f"--{name.replace('_', '-')}"

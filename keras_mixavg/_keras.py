@@ -83,6 +83,27 @@ def metrics_of(model: Any, output: str) -> list[keras.metrics.Metric]:
     ]
 
 
+def training_of(model: Any) -> tuple:
+    """Identifies the `fit` that a model is in, or was in last.
+
+    Each `fit` gives its model a History of its own, each `compile` a compiled loss.
+    """
+    return getattr(model, "history", None), getattr(model, "_compile_loss", None)
+
+
+def output_of(model: Any, name: str) -> Any:
+    """The output of this name of a functional model, or None."""
+    outputs = getattr(model, "outputs", None) or []
+    names = getattr(model, "output_names", None) or []
+    structure = getattr(model, "_outputs_struct", None)
+    if isinstance(structure, dict) and name:  # whose keys a loss has, not layers' names
+        found = structure.get(name)
+        return found if hasattr(found, "shape") else None
+    if name in names and len(names) == len(outputs):
+        return outputs[names.index(name)]
+    return outputs[0] if name == "" and len(outputs) == 1 else None
+
+
 def has_steps_of_its_own(model: Any) -> bool:
     """Whether the loss and the metrics of `model` may get different labels."""
     names = ("train_step", "test_step", "compute_loss", "compute_metrics")

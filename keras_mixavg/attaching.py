@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_mixavg._keras import (
+    output_of,
     replicated_by_tensorflow,
     track_metric,
     untrack_metric,
@@ -67,12 +68,9 @@ def num_classes_of(model: Any, name: str, loss: SoftLabelCrossentropy) -> int | 
     """
     if loss.num_classes is not None:
         return loss.num_classes
-    outputs = getattr(model, "outputs", None) or []
-    names = getattr(model, "output_names", None) or []
-    if name in names and len(names) == len(outputs):
-        return outputs[names.index(name)].shape[-1]
-    if name == "" and len(outputs) == 1:
-        return outputs[0].shape[-1]
+    output = output_of(model, name)
+    if output is not None:
+        return output.shape[-1]
     if keras.backend.backend() == "jax" or replicated_by_tensorflow(model):
         return loss.seen_classes
     return None

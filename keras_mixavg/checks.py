@@ -118,6 +118,15 @@ def refuse_epoch(epoch: Any, batch: Any) -> None:
         )
 
 
+def refuse_rng(rng: Any) -> None:
+    """Refuse a generator for a dataset, whose batches are many."""
+    if rng is not None:
+        raise ValueError(
+            "`rng` is for a single batch: layer(images, labels, rng=...). Received: a "
+            "tf.data.Dataset. For the same pairs in each run pass MixAvg(seed=...)."
+        )
+
+
 def refuse_multi_worker_strategy(model: Any = None) -> None:
     """Raise here, since Keras 3 would fail later and with an unrelated message."""
     if keras.backend.backend() != "tensorflow":

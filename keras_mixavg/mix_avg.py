@@ -125,7 +125,7 @@ class MixAvg(DataLayer):
         self.num_classes = checks.checked_classes(num_classes)
         self.seed = checks.checked_seed(seed)
         first = random.randint(1, 10**9) if self.seed is None else self.seed
-        self.generator = keras.random.SeedGenerator(first)
+        self.generator = keras.random.SeedGenerator(first % 2**31)  # torch's limit
         self._generators = draws.HostGenerators(first)
         self._warned = False
         self._convert_input_args = False  # strings and integers pass as they are
@@ -147,6 +147,7 @@ class MixAvg(DataLayer):
             *inputs, rng = inputs  # type: ignore[assignment]
         batch = inputs[0] if len(inputs) == 1 else tuple(inputs)
         if datasets.is_dataset(batch):
+            checks.refuse_rng(rng)
             return self._map(batch, epoch, **kwargs)
         checks.refuse_epoch(epoch, batch)
         if rng is not None:

@@ -154,8 +154,9 @@ def plot_table(table: Any, class_names: Sequence[str] | None = None) -> Figure:
 
 
 def _write_numbers(ax: Any, percent: np.ndarray, names: list[str], top: float) -> None:
-    ax.set_xticks(range(len(names)), names, rotation=90)
-    ax.set_yticks(range(len(names)), names)
+    # A name may have a dollar, which is no mathematics.
+    ax.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    ax.set_yticks(range(len(names)), names, parse_math=False)
     for (row, column), value in np.ndenumerate(percent):
         own = row == column
         text = f"{value:.0f}" if own else f"{value:.1f}"
@@ -172,7 +173,7 @@ def _name_pairs(ax: Any, percent: np.ndarray, names: list[str]) -> None:
     rows, columns = np.unravel_index(largest, percent.shape)
     texts = [f"{names[r]} with {names[c]}" for r, c in zip(rows, columns, strict=True)]
     ax.barh(range(len(texts)), others[rows, columns], color="tab:orange")
-    ax.set_yticks(range(len(texts)), texts, fontsize=8)
+    ax.set_yticks(range(len(texts)), texts, fontsize=8, parse_math=False)
     ax.invert_yaxis()
     ax.set(xlabel=BAR_LABEL)
     ax.spines[["top", "right"]].set_visible(False)
@@ -184,7 +185,7 @@ def _show(ax: Any, image: np.ndarray, text: str, scale: tuple[float, float]) -> 
     scaled = image if image.ndim == 2 else (image - low) / (high - low or 1.0)
     ax.imshow(scaled, **gray)
     ax.set(xticks=[], yticks=[])
-    ax.set_xlabel(text, fontsize=9)
+    ax.set_xlabel(text, fontsize=9, parse_math=False)
 
 
 def _check_pairs(

@@ -11,7 +11,8 @@ Who turns it, and when:
   and ends.
 - Keras resets the metrics of a model, the table among them, when an epoch of `fit` or
   an `evaluate` begins. That turns it off, unless the `fit` that turned it on is still
-  running: a callback may call `evaluate` amid an epoch.
+  running: a callback may call `evaluate` amid an epoch. A model that is compiled anew
+  is in no `fit`.
 - Keras' test step sets `evaluating` while it runs or is traced. It never uses the
   table, whether the switch is on or off.
 
@@ -31,6 +32,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mixavg._keras import training_of
+
 WEIGHT, COLLECTS = 0, 1  # the entries of the variable
 
 
@@ -43,7 +46,7 @@ class Switch:
         self.variable: Any = None  # once the table is built
         self._owner: weakref.ref | None = None
         self._user: weakref.ref | None = None
-        self._history: Any = None
+        self._turned_on_in: Any = None  # the training
 
     # --- Whose ------------------------------------------------------------------------
 
@@ -81,7 +84,7 @@ class Switch:
     def turn_on(self, weight: float, user: Any = None) -> None:
         """Train on the table with `weight`, a of equation (5), and collect."""
         self._user = None if user is None else weakref.ref(user)
-        self._history = getattr(self.owner, "history", None)
+        self._turned_on_in = training_of(self.owner)
         self._assign(weight, 1.0)
 
     def turn_off(self) -> None:
@@ -89,13 +92,9 @@ class Switch:
         self._assign(0.0, 0.0)
 
     def reset(self) -> None:
-        """Turn off, unless the training that turned it on still runs.
-
-        Each `fit` gives its model a History of its own.
-        """
+        """Turn off, unless the training that turned it on still runs."""
         model = self.owner
-        history = getattr(model, "history", None)
-        still_runs = model is not None and history is self._history
+        still_runs = model is not None and training_of(model) == self._turned_on_in
         if not (self.is_on and still_runs):
             self.turn_off()
 

@@ -3,8 +3,11 @@
 import numpy as np
 
 
-def write_cifar10(data_dir, train, test):
-    """Write a small CIFAR-10 in the format of TFDS, and return its images."""
+def write_cifar10(data_dir, train, test, hidden=()):
+    """Write a small CIFAR-10 in the format of TFDS, and return its images.
+
+    The labels of the images `hidden` are -1, as TFDS has it.
+    """
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict(
@@ -20,7 +23,7 @@ def write_cifar10(data_dir, train, test):
     version = tfds.builder("cifar10", data_dir=data_dir).version
     folder = data_dir / "cifar10" / str(version)
     splits = {"train": range(train), "test": range(train, train + test)}
-    write_records(folder, features, images, splits)
+    write_records(folder, features, images, splits, hidden)
     tfds.folder_dataset.write_metadata(
         data_dir=str(folder),
         features=features,
@@ -46,7 +49,7 @@ def template(folder, split):
     )
 
 
-def write_records(folder, features, images, splits):
+def write_records(folder, features, images, splits, hidden=()):
     import tensorflow as tf
 
     folder.mkdir(parents=True)
@@ -55,6 +58,8 @@ def write_records(folder, features, images, splits):
         with tf.io.TFRecordWriter(str(path)) as writer:
             for i in members:
                 example = {"id": f"{i}", "image": images[i], "label": i % 10}
+                if i in hidden:
+                    example["label"] = -1
                 writer.write(features.serialize_example(example))
 
 

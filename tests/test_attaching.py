@@ -50,6 +50,19 @@ def test_outputs_of_several_widths_have_tables_of_their_own(rng):
     )
 
 
+def test_a_table_belongs_to_the_key_of_the_output_not_to_a_layer_of_that_name(rng):
+    x = keras.Input((FEATURES,))
+    wide = keras.layers.Dense(CLASSES + 3, name="kind")(x)
+    logits = keras.layers.Dense(CLASSES, name="logits")(wide)
+    model = keras.Model(x, {"kind": logits, "features": wide})
+    loss = SoftLabelCrossentropy(from_logits=True)
+    model.compile("sgd", {"kind": loss}, run_eagerly=EAGERLY)
+    (batch,) = averaged_batches(rng, sizes=(8,))
+    callback = GlobalSoftLabel()
+    model.fit(batch[0], {"kind": batch[1]}, callbacks=[callback], verbose=0)
+    assert np.asarray(loss.table).shape == (CLASSES, CLASSES)
+
+
 def test_a_model_without_the_loss_is_refused(rng):
     model = linear_model(np.eye(FEATURES, CLASSES))
     model.compile("sgd", "categorical_crossentropy")

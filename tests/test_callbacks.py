@@ -111,6 +111,24 @@ def test_after_an_exception_evaluation_and_the_next_fit_are_plain(
     assert_plain(model, batches)
 
 
+def test_a_model_compiled_again_after_an_exception_is_evaluated_plainly(
+    batches, kernel
+):
+    """With the same loss, which keeps its table."""
+    model = fresh_to_fail(kernel)
+    with pytest.raises(KeyboardInterrupt):
+        stop = Raise("on_train_batch_end", KeyboardInterrupt)
+        fit(model, batches, 3, [GlobalSoftLabel(), stop])
+    table = model.loss.table.state()
+    model.compile(keras.optimizers.SGD(0.01), model.loss)
+    x, y, _ = batches[0]
+    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+    expected = close(float(plain(y, model.predict_on_batch(x))))
+    assert model.evaluate(x, y, verbose=0) == expected
+    for name, value in model.loss.table.state().items():
+        np.testing.assert_array_equal(value, table[name])
+
+
 def test_after_an_exception_with_a_callback_list_of_ones_own_the_next_fit_is_plain(
     batches, kernel
 ):

@@ -150,6 +150,8 @@ def test_unbatched_and_bad_datasets_are_refused_when_they_are_built():
         unbatched.apply(make())
     with pytest.raises(ValueError, match="pass `num_classes` to MixAvg"):
         batches().apply(MixAvg())
+    with pytest.raises(ValueError, match="`rng` is for a single batch"):
+        make()(batches(), np.random.default_rng(0))
     with pytest.raises(ValueError, match="`epoch` is for a `tf.data.Dataset`"):
         make()(np.zeros(3), np.zeros(3, int), epoch=3)
     for epoch in (3, "3"):

@@ -15,6 +15,17 @@ def drawn(layer, batch_size):
     return keras.ops.convert_to_numpy(layer.draw(batch_size))
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**32, 1_764_000_000_000, 2**63])
+def test_any_integer_is_a_seed(seed):
+    images, labels = np.zeros((8, 2), "float32"), np.arange(8) % 3
+    one, again = (MixAvg(1.0, 3, seed=seed) for _ in range(2))
+    np.testing.assert_array_equal(
+        *(to_numpy(layer(images, labels))[1] for layer in (one, again))
+    )
+    partners = keras.ops.convert_to_numpy(one.draw(8))
+    assert sorted(partners) == list(range(8))
+
+
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 128])
 def test_over_many_draws_nobody_meets_itself_and_everyone_is_partner_once(batch_size):
     layer = MixAvg(rate=1.0, seed=1)

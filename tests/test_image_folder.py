@@ -163,6 +163,15 @@ def test_a_data_set_of_tfds_is_written_once_as_a_folder(tmp_path, monkeypatch):
     assert times == [path.stat().st_mtime_ns for path in written]
 
 
+def test_a_split_of_tfds_with_hidden_labels_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_data.write_cifar10(tmp_path, 4, 4, hidden={6})
+    folder.of_tfds("cifar10", tmp_path)
+    with pytest.raises(SystemExit, match="cifar10@test: the labels of some .* hidden"):
+        folder.of_tfds("cifar10@test", tmp_path)
+    assert len(list((tmp_path / "runs/data").iterdir())) == 1
+
+
 def test_another_part_of_a_data_set_has_another_folder(tmp_path, monkeypatch):
     """Some have only a part of it in their data directory."""
     monkeypatch.chdir(tmp_path)
@@ -269,6 +278,14 @@ def damage(images, kind):
         return ["--validation", str(images.parent / "test")]
     elif kind == "missing":
         shutil.rmtree(images)
+    elif kind == "link to nothing":
+        (images / "sky/gone.png").symlink_to(images / "nothing.png")
+    elif kind == "splits":
+        shutil.rmtree(images)
+        for part in ("train", "val"):
+            (images / part / "sky").mkdir(parents=True)
+    elif kind == "results inside":
+        return ["--out", str(images / "runs/here")]
     return []
 
 
@@ -285,6 +302,9 @@ def damage(images, kind):
         ("one image", "needs two images.* with only one: sky"),
         ("other classes", "same class folders. Only one of them has: sea, sky"),
         ("missing", "is not a folder"),
+        ("link to nothing", r"cannot be read: 1, (.|\n)*gone\.png"),
+        ("splits", "folder for each class. Found: train, val. Pass one.*train, and"),
+        ("results inside", "which is in .*where folders are classes. Pass another"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_before_training(images, kind, message):
@@ -358,6 +378,10 @@ def test_the_next_command_is_the_last_one_with_other_options():
     argv += ["--all-runs"]
     assert image_folder.command(args, argv, {"runs": 4, "all_runs": True}) == (
         f"{command} --runs 4 --all-runs"
+    )
+    after = ["--epochs", "9", "--methods", "mixavg", "--", "my photos"]
+    assert image_folder.command(args, after, {"runs": 6}) == (
+        f"{program} 'my photos' --epochs 9 --methods mixavg --runs 6"
     )
     smoke = image_folder.parse_arguments(["my photos", "--smoke"])
     image_folder.find_folders(smoke)

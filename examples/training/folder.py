@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ READ = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # by image_dataset_from_direct
 LISTED = 5  # files in a message
 SIDES = 32, 224  # smallest and largest default image size
 TFDS = "tfds:"  # prefix of NAME or NAME@SPLIT of TensorFlow Datasets
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test"}
 MADE_UP = {"images": 50, "classes": 5}  # of --smoke
 
 
@@ -68,8 +70,14 @@ def of_tfds(name, data_dir=None, made_up=False):
         names = builder.info.features[label].names
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         for i, example in enumerate(dataset.as_numpy_iterator()):
-            number = i % MADE_UP["classes"] if made_up else example[label]
-            of_class = unfinished / as_file_name(names[number % len(names)])
+            number = i % MADE_UP["classes"] % len(names) if made_up else example[label]
+            if number < 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise SystemExit(
+                    f"{TFDS}{name}@{split}: the labels of some images are hidden. "
+                    "Choose another split."
+                )
+            of_class = unfinished / as_file_name(names[number])
             of_class.mkdir(parents=True, exist_ok=True)
             ending = "png" if example[image].startswith(b"\x89PNG") else "jpg"
             (of_class / f"{i:07}.{ending}").write_bytes(example[image])
@@ -117,6 +125,8 @@ def survey(folder):
             sides.append(min(image.shape[:2]))
         except (tf.errors.OpError, OSError):
             broken.append(path)
+    found = [path for f in folders for path in f.rglob("*")]
+    broken += [path for path in found if path.is_symlink() and not path.exists()]
     if broken:
         listed = "\n    ".join(map(str, sorted(broken)[:LISTED]))
         raise SystemExit(
@@ -137,6 +147,11 @@ def class_folders(folder):
         f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")
     )
     names = [f.name for f in folders]
+    if names and {name.lower() for name in names} <= SPLITS:
+        raise SystemExit(
+            f"{folder} must have a folder for each class. Found: {', '.join(names)}. "
+            f"Pass one of them, {folder / names[0]}, and another with --validation."
+        )
     if len(folders) < 2:
         raise SystemExit(
             f"{folder} must have a folder of images for each class, at least two. "
@@ -159,7 +174,9 @@ def class_folders(folder):
 
 
 def images_in(folder):
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in READ)
+    return sorted(
+        f for f in folder.rglob("*") if f.suffix.lower() in READ and f.is_file()
+    )
 
 
 def fingerprint(folder):

@@ -56,7 +56,7 @@ def draw_mixed(batch, names):
         ):
             axes[row, column].imshow(np.clip(image, 0, 255).astype("uint8").squeeze())
             axes[row, column].set(xticks=[], yticks=[])
-            axes[row, column].set_xlabel(text, fontsize=8)
+            axes[row, column].set_xlabel(text, fontsize=8, parse_math=False)
     for ax, title in zip(axes[:, 0], ("image", "seen"), strict=True):
         ax.set_ylabel(title)
     return figure
@@ -186,6 +186,7 @@ def draw_confused(method, runs, images, names):
             f"{names[true]}\npredicted as\n{names[other]}\n"
             f"{count} times, {share:.0f} %",
             fontsize=9,
+            parse_math=False,
         )
     if not pairs:
         axes[1].text(0.5, 0.5, "none: all are right", ha="center")
