@@ -158,7 +158,15 @@ def test_a_run_is_resumed_with_its_own_options_only(tmp_path):
     args = cifar.parse_arguments([*begun, "--method", "erm"])
     with pytest.raises(SystemExit, match="no data"):
         cifar.fit.main(args, lambda args: sys.exit("no data"))
+    args = cifar.parse_arguments([*begun, "--method", "mixavg"])
+    with pytest.raises(SystemExit, match="no data"):  # nothing has been trained
+        cifar.fit.main(args, lambda args: sys.exit("no data"))
+    args = cifar.parse_arguments([*begun, "--method", "erm"])
+    with pytest.raises(SystemExit, match="no data"):
+        cifar.fit.main(args, lambda args: sys.exit("no data"))
     before = (tmp_path / "settings.json").read_text()
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "backup/latest.weights.h5").touch()
     args = cifar.parse_arguments([*begun, "--method", "mixavg", "--seed", "3"])
     with pytest.raises(SystemExit, match="with other options: method, seed. Choose"):
         cifar.fit.main(args, lambda args: sys.exit("no data"))

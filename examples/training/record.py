@@ -100,7 +100,8 @@ def check_options(args, may_change, **more):
     options = settings(args) | {"backend": keras.backend.backend(), **more}
     options = {name: v for name, v in options.items() if name not in may_change}
     path = args.out / "settings.json"
-    if not path.exists():
+    there = {file.name for file in args.out.rglob("*") if file.is_file()}
+    if there <= {path.name}:  # nothing has been trained: a start may have failed
         write_json(path, options)
     before = json.loads(path.read_text())
     options = json.loads(json.dumps(options))
