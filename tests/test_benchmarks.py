@@ -417,6 +417,11 @@ def test_the_summary_has_absolute_accuracies_and_names_the_best_rival(monkeypatc
     assert two[5] == "53.0 (keras.layers)"
     assert two[9].endswith(", keras.layers.CutMix (3)")  # the others: other seeds
     assert two[2] == "60" and two[8] == "+15.00"
+    begun = {name: {0: line(0.5, 0.9)} for name in ("plain training", tables.OURS)}
+    begun[tables.OURS][1] = line(0.6, 0.7)  # plain training has not come so far
+    monkeypatch.setattr(tables, "settings_shown", lambda: [("begun", begun)])
+    assert cells(tables.summary().splitlines()[2])[9:] == ["-", "1.50, 1.50"]
+    monkeypatch.setattr(tables, "settings_shown", lambda: shown)
     steps = cells(tables.steps().splitlines()[2])
     of_table, over_rival = "**+3.00 [+0.52, +5.48]**", "**+4.00 [+1.52, +6.48]**"
     assert steps[2:] == ["**+3.00 [+3.00, +3.00]**", of_table, over_rival, "-"]

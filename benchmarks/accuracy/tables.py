@@ -241,10 +241,13 @@ def summary():
                 rows[-1][-1] += " (keras.layers)"
         rows[-1].append(f"{mean(ours, 'accuracy'):.1f}")
         rows[-1].append(difference(ours, plain, "accuracy"))
-        gain = difference(ours, methods[rival], "accuracy")
-        rows[-1].append(f"{gain}, {rival} ({len(rivals_in(methods))})")
-        compared = (plain, with_our_seeds(methods, rival), ours)
-        rows[-1].append(", ".join(f"{mean(r, 'scaled_nll'):.2f}" for r in compared))
+        gain, compared = "-", [plain, ours]
+        if rival:
+            gain = difference(ours, methods[rival], "accuracy")
+            gain += f", {rival} ({len(rivals_in(methods))})"
+            compared.insert(1, with_our_seeds(methods, rival))
+        nll = ", ".join(f"{mean(runs, 'scaled_nll'):.2f}" for runs in compared)
+        rows[-1] += [gain, nll]
     return compare.markdown(header, rows)
 
 
