@@ -49,7 +49,7 @@ def template(folder, split):
     )
 
 
-def write_records(folder, features, images, splits, hidden=()):
+def write_records(folder, features, images, splits, hidden):
     import tensorflow as tf
 
     folder.mkdir(parents=True)
@@ -57,9 +57,8 @@ def write_records(folder, features, images, splits, hidden=()):
         path = folder / f"cifar10-{name}.tfrecord-00000-of-00001"
         with tf.io.TFRecordWriter(str(path)) as writer:
             for i in members:
-                example = {"id": f"{i}", "image": images[i], "label": i % 10}
-                if i in hidden:
-                    example["label"] = -1
+                label = -1 if i in hidden else i % 10
+                example = {"id": f"{i}", "image": images[i], "label": label}
                 writer.write(features.serialize_example(example))
 
 

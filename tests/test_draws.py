@@ -22,8 +22,7 @@ def test_any_integer_is_a_seed(seed):
     np.testing.assert_array_equal(
         *(to_numpy(layer(images, labels))[1] for layer in (one, again))
     )
-    partners = keras.ops.convert_to_numpy(one.draw(8))
-    assert sorted(partners) == list(range(8))
+    assert sorted(drawn(one, 8)) == list(range(8))
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 128])

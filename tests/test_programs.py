@@ -155,15 +155,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
 def test_a_run_is_resumed_with_its_own_options_only(tmp_path):
     """`--resume --method mixavg` after a run of erm, say."""
     begun = ["--smoke", "--quiet", "--resume", "--out", str(tmp_path)]
-    args = cifar.parse_arguments([*begun, "--method", "erm"])
-    with pytest.raises(SystemExit, match="no data"):
-        cifar.fit.main(args, lambda args: sys.exit("no data"))
-    args = cifar.parse_arguments([*begun, "--method", "mixavg"])
-    with pytest.raises(SystemExit, match="no data"):  # nothing has been trained
-        cifar.fit.main(args, lambda args: sys.exit("no data"))
-    args = cifar.parse_arguments([*begun, "--method", "erm"])
-    with pytest.raises(SystemExit, match="no data"):
-        cifar.fit.main(args, lambda args: sys.exit("no data"))
+    for method in ("erm", "mixavg", "erm"):  # any, while nothing has been trained
+        args = cifar.parse_arguments([*begun, "--method", method])
+        with pytest.raises(SystemExit, match="no data"):
+            cifar.fit.main(args, lambda args: sys.exit("no data"))
     before = (tmp_path / "settings.json").read_text()
     (tmp_path / "backup").mkdir()
     (tmp_path / "backup/latest.weights.h5").touch()

@@ -5,7 +5,6 @@
 Writes `results/quickstart/`: the pictures, and `result.json` with command and commit.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import provenance
 import quickstart
 
+COMMAND = "python benchmarks/accuracy/demo.py"
 RESULT = Path(__file__).resolve().parent / "results/quickstart/result.json"
 
 
@@ -22,8 +22,7 @@ def measure(*arguments, path=RESULT):
     args = quickstart.parse_arguments([*arguments, "--out", str(path.parent)])
     report = quickstart.main(args)
     del report["settings"]["out"]
-    record = {"command": "python benchmarks/accuracy/demo.py", "commit": commit}
-    path.write_text(json.dumps({**record, **report}, indent=1) + "\n")
+    provenance.write(path, COMMAND, **report, commit=commit)
 
 
 if __name__ == "__main__":

@@ -114,19 +114,18 @@ def survey(folder):
     """Read every image once, so that no bad one stops the training hours later."""
     folders = class_folders(folder)
     broken, others, sides = [], Counter(), []
-    for path in (p for f in folders for p in f.rglob("*") if p.is_file()):
-        if path.suffix.lower() not in READ:
+    paths = (p for f in folders for p in f.rglob("*"))
+    for path in (p for p in paths if p.is_file() or not p.exists()):
+        if path.is_file() and path.suffix.lower() not in READ:
             others[path.suffix.lower() or "no ending"] += 1
             continue
-        try:
+        try:  # a link to nothing fails too
             image = tf.io.decode_image(
                 path.read_bytes(), channels=3, expand_animations=False
             )
             sides.append(min(image.shape[:2]))
         except (tf.errors.OpError, OSError):
             broken.append(path)
-    found = [path for f in folders for path in f.rglob("*")]
-    broken += [path for path in found if path.is_symlink() and not path.exists()]
     if broken:
         listed = "\n    ".join(map(str, sorted(broken)[:LISTED]))
         raise SystemExit(
