@@ -93,6 +93,27 @@ def forget_other_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) ->
             loss.replaces_table = True
 
 
+def name_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) -> None:
+    """Tell each table its output; raise if it was saved for another one.
+
+    Keras loads the losses of a dict by their order. As above, a callback may load them
+    when training begins.
+    """
+    keyed = isinstance(model.loss, dict)
+    outputs = dict(_named(model.loss, None)) if keyed else {}
+    for name, loss in losses.items():
+        saved = loss.table.output
+        if saved != name and saved in outputs:
+            raise ValueError(
+                f"Output {name!r} has the soft-label table that was saved for output "
+                f"{saved!r}, since Keras saves and loads the losses of a dict in their "
+                f"order. Received: a loss for {list(outputs)}. Compile with a "
+                "SoftLabelCrossentropy for the same outputs, in the same order, as the "
+                "model that was saved, and load again."
+            )
+        loss.table.output, loss.table.name = name, _attribute(name)
+
+
 def warn_of_new_tables(losses: dict[str, SoftLabelCrossentropy]) -> None:
     """Warn of a table that starts as the identity though the model has trained one.
 
@@ -130,7 +151,6 @@ def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -
             changed = True
         changed = changed or table.collect != collect
         table.collect = collect
-        loss.output = name
     _check_carried(model, [loss.table for loss in losses.values()])
     return changed
 

@@ -17,6 +17,7 @@ from keras_mixavg._keras import (
 from keras_mixavg.attaching import (
     attach,
     forget_other_tables,
+    name_tables,
     num_classes_of,
     soft_label_losses,
     warn_of_new_tables,
@@ -185,6 +186,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
         self._weights = {}
         self._warned = set()
         forget_other_tables(model, self._losses)
+        name_tables(model, self._losses)
         for name, table in self._tables.items():
             table.switch.claim(model)
             table.switch.turn_off()  # after an exception
@@ -258,6 +260,7 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             name: self._weight(loss, epoch) for name, loss in self._losses.items()
         }
         self._iterations = self._optimizer_iterations()
+        name_tables(self.model, self._losses)
         warn_of_new_tables(self._losses)
         for name, table in self._tables.items():
             switch = table.switch

@@ -117,7 +117,6 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         self.global_weight = global_weight
         self.from_logits = from_logits
         self.table = SoftLabelTable()
-        self.output = ""  # the output of the model that it is for
         self.lost_table = False  # whether it was made from the config of one with it
         self.replaces_table = False  # whether its model has trained with another one
         self.seen_classes: int | None = None  # the width of the last predictions
@@ -241,7 +240,7 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         if model is None or has_steps_of_its_own(model):
             return
         phase = "evaluation" if switch.evaluating else "training"
-        metrics = metrics_of(model, self.output)
+        metrics = metrics_of(model, self.table.output)
         keras_metrics.check(metrics, y_true, y_pred, phase)
 
     def get_config(self) -> dict[str, Any]:

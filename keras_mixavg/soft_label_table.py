@@ -48,6 +48,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         super().__init__(name=name, dtype="float32")
         self.collect = collect
         self.num_classes: int | None = None  # once it is built
+        self.output = ""  # the name of the output that it is for, if there are several
         self.epoch = 0  # the current one, or the last
         self.learnt = False  # whether it has ever differed from the identity
         self.switch = Switch()
@@ -211,6 +212,8 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
 
     def save_own_variables(self, store: Any) -> None:
         store["epoch"] = np.array(self.epoch)
+        if self.output:
+            store["output"] = np.frombuffer(self.output.encode(), "uint8")
         for name, value in self.state().items():
             store[name] = value
 
@@ -225,6 +228,7 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
         self._refused = True
         state = {OLD_NAMES.get(n, n): np.array(store[n]) for n in store.keys()}
         epoch = int(state.pop("epoch", -1))
+        output = state.pop("output", None)
         if state:
             _check_state(state, self.num_classes)
         elif self.num_classes is not None:
@@ -240,6 +244,8 @@ class SoftLabelTable(keras.metrics.Metric, Trackable):
                 stacklevel=2,
             )
         self.epoch = max(epoch, 0)
+        if output is not None:
+            self.output = bytes(output).decode()
         self.learnt = bool(state) and not _is_identity(state["table"])
         if self.num_classes is None:
             self._loaded = state

@@ -199,6 +199,94 @@ def test_the_state_tree_carries_the_table(trained, batches):
     np.testing.assert_array_equal(other.loss.table.numpy(), trained.loss.table.numpy())
 
 
+def of_two_outputs(a=True, b=True, order="ab"):
+    """A model with outputs a and b, each with a table if true."""
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(
+        inputs, {n: keras.layers.Dense(CLASSES, name=n)(inputs) for n in "ab"}
+    )
+    plain = keras.losses.CategoricalCrossentropy(from_logits=True)
+    losses = {
+        name: SoftLabelCrossentropy(from_logits=True) if has_table else plain
+        for name, has_table in (("a", a), ("b", b))
+    }
+    model.compile("sgd", {n: losses[n] for n in order}, run_eagerly=EAGERLY)
+    return model
+
+
+def fit_both(model, rng):
+    x, y, _ = averaged_batches(rng, sizes=(16,))[0]
+    callback = GlobalSoftLabel(collect="all")
+    labels = {"a": y, "b": y[::-1]}
+    model.fit(x, labels, verbose=0, shuffle=False, callbacks=[callback])
+    return callback.table
+
+
+@pytest.fixture
+def two_outputs(rng):
+    """A trained model, and its tables, which differ."""
+    model = of_two_outputs()
+    tables = fit_both(model, rng)
+    assert np.abs(tables["a"] - tables["b"]).max() > 0.01
+    return model, tables
+
+
+def test_each_output_gets_its_own_table_back(two_outputs, rng, tmp_path):
+    model, tables = two_outputs
+    model.save_weights(tmp_path / "two.weights.h5")
+    other = of_two_outputs()
+    other.load_weights(tmp_path / "two.weights.h5")
+    for name, table in tables.items():
+        np.testing.assert_array_equal(other.loss[name].table.numpy(), table)
+    fit_both(other, rng)
+
+
+@pytest.mark.parametrize("saved_again", [False, True])
+@pytest.mark.parametrize("how", [{"order": "ba"}, {"a": False}], ids=str)
+def test_an_output_refuses_the_table_of_another(
+    two_outputs, rng, tmp_path, how, saved_again
+):
+    """Keras loads the losses of a dict by their order, not by their keys."""
+    path = tmp_path / "two.weights.h5"
+    two_outputs[0].save_weights(path)
+    if saved_again:  # by a model that has not trained, and so does not know its outputs
+        again = of_two_outputs()
+        again.load_weights(path)
+        again.save_weights(path)
+    other = of_two_outputs(**how)
+    other.load_weights(path)
+    with pytest.raises(ValueError, match="saved for output 'a'.*in the same order"):
+        fit_both(other, rng)
+
+
+def test_outputs_of_other_names_take_the_tables_in_order(two_outputs, tmp_path):
+    model, tables = two_outputs
+    model.save_weights(tmp_path / "two.weights.h5")
+    renamed = {f"new_{n}": SoftLabelCrossentropy(from_logits=True) for n in "ab"}
+    inputs = keras.Input((FEATURES,))
+    other = keras.Model(
+        inputs, {n: keras.layers.Dense(CLASSES, name=n)(inputs) for n in renamed}
+    )
+    other.compile("sgd", renamed, run_eagerly=EAGERLY)
+    other.load_weights(tmp_path / "two.weights.h5")
+    labels = {name: np.eye(CLASSES, dtype="f4") for name in renamed}
+    callback = GlobalSoftLabel()
+    other.fit(
+        np.ones((CLASSES, FEATURES)), labels, 4, 0, verbose=0, callbacks=[callback]
+    )
+    for n, table in tables.items():
+        np.testing.assert_array_equal(callback.table[f"new_{n}"], table)
+
+
+def test_the_state_tree_has_a_table_of_each_output(two_outputs, rng):
+    model, tables = two_outputs
+    other = of_two_outputs()
+    fit_both(other, np.random.default_rng(1))
+    other.set_state_tree(model.get_state_tree())
+    for name, table in tables.items():
+        np.testing.assert_array_equal(other.loss[name].table.numpy(), table)
+
+
 @pytest.mark.one_backend
 def test_weights_alone_leave_the_table(trained, batches):
     other = new_model()
