@@ -13,7 +13,7 @@ TORCH ?= torch==2.13.0
 OLDEST := $(shell grep -oE '"(keras|tensorflow)>=[^"]+"' pyproject.toml | sed 's/>/=/')
 
 .NOTPARALLEL:  # each target uses all cores
-.PHONY: demo test test-all ci lint site test-jax test-torch core-jax core-torch \
+.PHONY: demo test test-all ci lint site test-jax test-torch contract-jax contract-torch \
 	test-processors test-oldest fuzz figures package
 
 demo: .venv/installed  ## train three ways on wrong labels, two minutes; see runs/quickstart
@@ -25,13 +25,13 @@ test: .venv/installed  ## all tests, on TensorFlow
 # Also on the other backends, as other processors, and with the oldest versions.
 test-all: .venv/backends lint test test-jax test-torch test-processors test-oldest
 
-ci: .venv/backends lint test core-jax core-torch site package  ## .ci/run
+ci: lint test site package contract-jax contract-torch  ## .ci/run
 
 test-jax test-torch: test-%: .venv/backends  ## all that a backend may change
 	KERAS_BACKEND=$* $(BIN)/python $(PYTEST) -m "not once and not one_backend"
 
-core-jax core-torch: core-%: .venv/backends  ## the core of these
-	KERAS_BACKEND=$* $(BIN)/python $(PYTEST) -m "core and not once and not one_backend"
+contract-jax contract-torch: contract-%: .venv/backends  ## what every component promises
+	KERAS_BACKEND=$* $(BIN)/python -m pytest tests/test_contract.py tests/test_training.py
 
 test-processors: .venv/backends  ## as processors with fewer instructions or cores
 	$(BIN)/python tests/processors.py

@@ -261,13 +261,11 @@ np.savez(
 """
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def run_two_processes(folder):
     """What each has printed and saved, over loopback with gloo collectives.
 
     They run the example, which connects them, and then train on the data above.
     """
-    folder = tmp_path_factory.mktemp("two_processes")
     (folder / "process.py").write_text(PROCESS)
     here = Path(__file__).parent
     example = here.parent / "examples" / "several_machines.py"
@@ -300,17 +298,15 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="several machines need the JAX backend")
-def test_two_processes_train_as_one_does(two_processes):
+def test_two_processes_train_as_one_does(tmp_path):
+    """And so they do in the example for several machines."""
+    two_processes = run_two_processes(tmp_path)
     expected, losses = reference_training()
     for _, result in two_processes:
         assert result["processes"] == 2
         assert_close(result["table"], expected.table, trained=True)
         assert_close(result["kernel"], expected.kernel, trained=True)
         assert_close(result["loss"], losses, trained=True)
-
-
-@pytest.mark.skipif(BACKEND != "jax", reason="several machines need the JAX backend")
-def test_the_example_for_several_machines_runs_on_two_processes(two_processes):
     said = [text.splitlines()[-1].partition(": ")[2] for text, _ in two_processes]
     one, other = ([float(f) for f in re.findall(r"\d\.\d+", line)] for line in said)
     assert_close(one, other, trained=True)

@@ -5,6 +5,7 @@ import gc
 import threading
 import warnings
 import weakref
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -49,11 +50,17 @@ def classifier_of(X, y):
     return compiled(linear_model(np.eye(X.shape[1], y.shape[1])))
 
 
+def fit_a_fold(estimator, X, y, settings):
+    """In another process, as `n_jobs` of scikit-learn does."""
+    import cloudpickle
+
+    Path("fitted").write_bytes(cloudpickle.dumps(estimator.fit(X, y, **settings)))
+
+
 @pytest.mark.once
-def test_folds_of_scikit_learn_train_alike_in_this_process_and_in_another():
-    """`n_jobs` of scikit-learn starts processes of loky, here one."""
+def test_folds_of_scikit_learn_train_alike_in_this_process_and_in_another(tmp_path):
     pytest.importorskip("sklearn")
-    from joblib.externals import loky
+    cloudpickle = pytest.importorskip("cloudpickle")
     from sklearn import base, model_selection
 
     rng = np.random.default_rng(0)
@@ -77,9 +84,9 @@ def test_folds_of_scikit_learn_train_alike_in_this_process_and_in_another():
     for table in (first, second):
         assert np.abs(table - np.eye(CLASSES)).max() > 0.05
     train, test = next(folds.split(X))
-    with loky.get_reusable_executor(1) as other:
-        there = base.clone(estimator)
-        there = other.submit(there.fit, X[train], y[train], **settings).result()
+    fold = base.clone(estimator), X[train], y[train], settings
+    processes.run(fit_a_fold, *fold, folder=tmp_path)
+    there = cloudpickle.loads((tmp_path / "fitted").read_bytes())
     assert_close(there.score(X[test], y[test]), result["test_score"][0])
     assert_close(there.model_.loss.table.numpy(), first, trained=True)
 

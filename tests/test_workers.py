@@ -188,17 +188,16 @@ if __name__ == "__main__":
 """
 
 
-def run_program(program, tmp_path, backend="numpy"):
-    """In a new process: workers of pytest's own process would be pytest too."""
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("the same processes whatever the backend here: once is enough")
-    return processes.run_program(program, tmp_path, backend)
+# In new processes: workers of pytest's own process would be pytest too. They are the
+# same whatever the backend here, so each runs once.
+ON_JAX = pytest.mark.skipif(keras.backend.backend() != "jax", reason="runs with JAX")
+ON_TORCH = pytest.mark.skipif(keras.backend.backend() != "torch", reason="with torch")
 
 
-@pytest.mark.once
+@ON_JAX
 def test_worker_processes_of_grain_draw_their_own_pairs(tmp_path):
     pytest.importorskip("grain")
-    assert "all differ" in run_program(GRAIN, tmp_path)
+    assert "all differ" in processes.run_program(GRAIN, tmp_path, "numpy")
 
 
 # --- Without TensorFlow ---------------------------------------------------------------
@@ -227,14 +226,13 @@ print("averaged")
 """
 
 
-@pytest.mark.once
+@ON_JAX
 def test_arrays_and_tensors_are_averaged_where_there_is_no_tensorflow(tmp_path):
-    """On JAX. The next test does it on torch."""
-    pytest.importorskip("jax")
-    assert "averaged" in run_program(WITHOUT, tmp_path, "jax")
+    """The next test does it on torch."""
+    assert "averaged" in processes.run_program(WITHOUT, tmp_path, "jax")
 
 
-@pytest.mark.once
+@ON_TORCH
 @pytest.mark.parametrize(
     "backend, before, cases",
     [("numpy", "", [("fork", False), ("forkserver", True)])]
@@ -245,9 +243,8 @@ def test_workers_of_a_torch_data_loader_draw_their_own_pairs(
     tmp_path, backend, before, cases
 ):
     """Forked, or unpickled as with `spawn`, but imported only once."""
-    pytest.importorskip("torch")
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here")
     program = before + TORCH.replace("CASES", repr(cases))
-    said = run_program(program, tmp_path, backend)
+    said = processes.run_program(program, tmp_path, backend)
     assert "all differ" in said and ("averaged" in said or not before)
