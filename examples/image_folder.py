@@ -161,20 +161,25 @@ def plan(args, found, others):
     weights = f"the weights {args.weights}" if args.weights != networks.NONE else ""
     if weights and args.smoke:
         weights = "random weights for the smoke test"
+    trained = found.images - (0 if others else found.images // args.folds)
+    trained = min(trained, args.train_examples or trained)
     if others:
-        trained, tested = found.images, others.images
-        how = f"Each run tests on the {tested:,} images of {args.validation}."
-        if tested < trained:
+        tested = others.images
+        how = (
+            f"Each run trains on {trained:,} images and tests on the {tested:,} images "
+            f"of {args.validation}."
+        )
+        if tested < found.images:
             how += (
-                f" Without --validation each of the {trained:,} images of "
+                f" Without --validation each of the {found.images:,} images of "
                 f"{args.folder} would be tested once."
             )
     else:
-        trained = found.images - found.images // args.folds
         tested = found.images * min(args.runs, args.folds) // args.folds
         how = (
-            f"Cross-validation in {args.folds} parts: each run trains on about "
-            f"{trained:,} images and tests on the others, {tested:,} in all."
+            f"Cross-validation in {args.folds} parts: each run tests on one of them, "
+            f"{tested:,} images in all, and trains on about {trained:,} images of the "
+            "others."
         )
     epochs = answer.count(args.epochs, "epoch")
     if weights:

@@ -361,7 +361,14 @@ def _check_labels(name: str, y: Any, num_classes: Any) -> None:
             "dataset before MixAvg, and encode class numbers as integers or one-hot. "
             "Labels at each position, such as masks, are not averaged."
         )
-    elif num_classes is not None and y.shape[1] not in (None, num_classes):
+    elif y.shape[1] is None:
+        raise ValueError(
+            f"{name} must have a known width, which tells rows from class numbers. "
+            f"Received: shape {_shape(y)}, dtype={dtype_of(y)}. Before MixAvg, call "
+            "`tf.ensure_shape(labels, (None, num_classes))`, or `(None, 1)` for class "
+            "numbers."
+        )
+    elif num_classes is not None and y.shape[1] != num_classes:
         raise ValueError(
             f"{name} must have shape (batch, num_classes={num_classes}). Received: "
             f"shape {_shape(y)}. Set `num_classes` to {y.shape[1]} or encode them with "

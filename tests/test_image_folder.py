@@ -345,12 +345,17 @@ def test_the_plan_says_what_so_many_test_images_can_show(images):
     image_folder.complete(args, found)
     text = " ".join(image_folder.plan(args, found, None))
     assert "480 images of 2 classes, 48 to 432 of each" in text
-    assert "digits, text: --flip none" in text and "tests on the others, 480" in text
+    assert "digits, text: --flip none" in text
+    assert "480 images in all, and trains on about 384 images of the others" in text
     assert "from about 4.5 points" in text  # 98 / sqrt(480)
     args.validation = images
     text = " ".join(image_folder.plan(args, found, folder.Survey({"a": 96}, 64)))
     assert "from about 10.0 points" in text  # 98 / sqrt(96)
     assert "Without --validation each of the 480 images" in text
+    args.train_examples = 100
+    text = " ".join(image_folder.plan(args, found, folder.Survey({"a": 96}, 64)))
+    assert "trains on 100 images and tests on the 96 images" in text
+    assert "of the 480 images" in text
 
 
 def test_a_network_that_cannot_take_the_images_is_refused(images):

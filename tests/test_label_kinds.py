@@ -112,6 +112,19 @@ def test_ragged_labels_are_refused():
         MixAvg(num_classes=4)((X, ragged))
 
 
+@pytest.mark.one_backend
+@pytest.mark.parametrize("num_classes", [None, 4])
+def test_labels_of_unknown_width_are_refused(num_classes):
+    """Rows and a column of class numbers look alike there."""
+    spec = tuple(tf.TensorSpec((None, size), "float32") for size in (3, None))
+    data = tf.data.Dataset.from_generator(lambda: iter([]), output_signature=spec)
+    layer = MixAvg(num_classes=num_classes)
+    with pytest.raises(ValueError, match=r"known width.*tf.ensure_shape\(labels"):
+        layer(data)
+    told = data.map(lambda x, y: (x, tf.ensure_shape(y, (None, 4))))
+    assert layer(told).element_spec[1].shape.as_list() == [None, 4]
+
+
 # --- The loss -------------------------------------------------------------------------
 
 LOGITS = np.random.default_rng(0).normal(size=(4, 4)).astype("float32")
