@@ -6,13 +6,14 @@
     python examples/image_folder.py DIR --image-size 64 --epochs 30     # a first look
     python examples/image_folder.py tfds:oxford_flowers102              # or @SPLIT
 
-It compares plain training, MixUp, CutMix and MixAvg with global soft labels, from
-scratch or by fine-tuning (`--weights`), with the same seeds and the same images in the
-same order. With fewer than 5,000 images each is tested by a network that has not seen
-it, once with the default --folds. The answer is in words, with 95 % intervals, the
-cause and the next command, on the terminal and, with pictures, as one HTML page in
---out. The program stops early where more runs would change nothing. After an
-interruption the same command continues.
+It compares plain training, MixUp, CutMix and MixAvg with global soft labels, with the
+same seeds and the same images in the same order. With `--weights` it fine-tunes, and
+takes averaged pairs alone for MixAvg, since the global soft labels add nothing there.
+With fewer than 5,000 images each is tested by a network that has not seen it, once with
+the default --folds. The answer is in words, with 95 % intervals, the cause and the next
+command, on the terminal and, with pictures, as one HTML page in --out. The program
+stops early where more runs would change nothing. After an interruption the same command
+continues.
 """
 
 import argparse
@@ -66,10 +67,10 @@ def parse_arguments(argv=None):
     add("--image-size", type=int, metavar="PIXELS",
         help="side of the square that images are cropped and scaled to (default: "
         "their own, from {} to {})".format(*folder.SIDES))
-    add("--methods", nargs="+", default=["erm", "mixup", "cutmix", "mixavg"],
-        dest="compared", choices=list(METHODS), metavar="METHOD",
+    add("--methods", nargs="+", dest="compared", choices=list(METHODS),
+        metavar="METHOD",
         help=f"{with_names(METHODS)}; erm is always among them (default: erm mixup "
-        "cutmix mixavg)")
+        "cutmix mixavg, and mixavg_local for mixavg with --weights)")
     add("--all-runs", action="store_true",
         help="make all runs, even if they would change nothing (default: no)")
     add("--smoke", action="store_true",
@@ -84,7 +85,9 @@ def parse_arguments(argv=None):
         network="fast", epochs=60, batch_size=64, shift=None, quiet=True
     )
     args = parser.parse_args(argv)
-    args.compared = list(dict.fromkeys(["erm", *args.compared]))  # each once
+    ours = "mixavg" if args.weights == networks.NONE else "mixavg_local"
+    compared = args.compared or ["mixup", "cutmix", ours]
+    args.compared = list(dict.fromkeys(["erm", *compared]))  # each once
     if len(args.compared) < 2:
         parser.error("--methods needs a method besides erm (plain training)")
     arguments.check(args, parser)

@@ -534,6 +534,17 @@ def test_the_verdict_names_what_to_use_the_cause_and_the_next_step(
         assert part in said
 
 
+def test_fine_tuning_compares_averaged_pairs_alone_by_default_and_judges_them():
+    assert args_of().compared == ["erm", "mixup", "cutmix", "mixavg"]
+    assert args_of("--weights", "imagenet", "--network", "MobileNetV2").compared == [
+        *("erm", "mixup", "cutmix", "mixavg_local")
+    ]
+    results = {"erm": runs_of(EVEN), "mixup": runs_of([0.9] * 5)}
+    results["mixavg_local"] = runs_of(EVEN)
+    assert answer.candidate(results) == "mixavg_local"
+    assert answer.candidate({**results, "mixavg": runs_of(EVEN)}) == "mixavg"
+
+
 def test_a_run_that_diverged_is_not_better():
     results = {"erm": runs_of(EVEN), "mixavg": runs_of(EVEN)}
     for run in results["mixavg"]:
