@@ -81,6 +81,11 @@ def pytest_configure(config):
     gc.disable()  # see below
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that start processes come first: one worker, one forkserver has them."""
+    items.sort(key=lambda item: item.get_closest_marker("new_process") is None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
     """Collect what a test and its fixtures leave behind, and freeze the rest.

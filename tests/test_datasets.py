@@ -302,6 +302,7 @@ def go_on_in_a_new_process():
     assert np.any(first[0] != first[1])
 
 
+@pytest.mark.new_process
 @pytest.mark.once
 def test_a_new_process_goes_on_pair_for_pair(tmp_path, told):
     """Op determinism, set for a whole process, fixes the pairs of a parallel map."""

@@ -76,6 +76,7 @@ def assert_figures_close(one, other):
             assert_close(one[name], other[name], trained=True, of=name)
 
 
+@pytest.mark.new_process
 def test_the_quickstart_runs_and_repeats_its_figures(tmp_path):
     """Train one of its methods again, by itself, and compare."""
     output = processes.run(run_and_train_one_again, folder=tmp_path)

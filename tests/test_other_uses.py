@@ -57,6 +57,7 @@ def fit_a_fold(estimator, X, y, settings):
     Path("fitted").write_bytes(cloudpickle.dumps(estimator.fit(X, y, **settings)))
 
 
+@pytest.mark.new_process
 @pytest.mark.once
 def test_folds_of_scikit_learn_train_alike_in_this_process_and_in_another(tmp_path):
     pytest.importorskip("sklearn")
@@ -361,6 +362,7 @@ def fit_with_numbers_checked(run_eagerly, labels):
             model.fit(np.full_like(x, np.nan), y, **settings)
 
 
+@pytest.mark.new_process
 @pytest.mark.parametrize("run_eagerly, labels", [(False, "pairs"), (True, "float32")])
 def test_debuggers_of_nan_stop_at_the_data_never_at_the_table(
     tmp_path, run_eagerly, labels

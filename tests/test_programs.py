@@ -132,6 +132,7 @@ def three_runs(*arguments):
         cifar.main()
 
 
+@pytest.mark.new_process
 def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(
     tmp_path, capsys, monkeypatch
 ):
@@ -248,6 +249,7 @@ def run_on_two_devices(*arguments):
     cifar.main(arguments)
 
 
+@pytest.mark.new_process
 def test_cifar_trains_on_two_devices_in_mixed_precision(tmp_path):
     """In a new process, since TensorFlow's collectives belong to the whole process."""
     write_cifar10(tmp_path / "tfds", train=20, test=20)

@@ -264,6 +264,7 @@ def fresh_process(tmp_path_factory):
     return model, predictions, np.load(folder / "result.npz")
 
 
+@pytest.mark.new_process
 @pytest.mark.once
 def test_training_goes_on_from_a_whole_model_in_a_fresh_process(fresh_process):
     model, _, result = fresh_process
@@ -273,6 +274,7 @@ def test_training_goes_on_from_a_whole_model_in_a_fresh_process(fresh_process):
         assert_close(result[f"arr_{i}"], value, trained=True)
 
 
+@pytest.mark.new_process
 @pytest.mark.once
 def test_a_process_without_the_package_gets_a_usable_model(fresh_process):
     _, predictions, result = fresh_process
@@ -373,6 +375,7 @@ def test_a_checkpoint_of_an_untrained_model_loads_without_a_word(batches, tmp_pa
 # --- Faults --------------------------------------------------------------------------
 
 
+@pytest.mark.new_process
 @pytest.mark.once
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="forks before its first use")
 def test_kill_training_at_random_moments_and_resume(tmp_path, capsys):

@@ -31,6 +31,7 @@ def run_pytest(test):
     sys.exit(pytest.main(["-p", "no:cacheprovider", "--rootdir", EXAMPLES, str(test)]))
 
 
+@pytest.mark.new_process
 def test_the_tfds_conventions_are_kept(tmp_path):
     """TFDS' own test case on the dummy data, in a new process."""
     test = EXAMPLES / "datasets/tiny_imagenet/tiny_imagenet_dataset_builder_test.py"
