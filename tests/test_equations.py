@@ -66,6 +66,19 @@ def test_evidence_sums_weighted_outer_products(rng):
         assert_close(result, total)
 
 
+def test_a_sample_with_a_negative_weight_is_left_out_and_counted(rng):
+    labels = rng.dirichlet(np.ones(3), size=2).astype("float32")
+    probabilities = rng.dirichlet(np.ones(3), size=2).astype("float32")
+    weights = np.array([1, -1], "float32")
+    batch = map(keras.ops.convert_to_tensor, (labels, probabilities, weights))
+    found = equations.batch_evidence(*batch, "all")
+    n, m, _, left_out, _ = map(keras.ops.convert_to_numpy, found)
+    expected = reference.evidence(labels[:1], probabilities[:1], None, "all")
+    assert_close(n, expected[0])
+    assert_close(m, expected[1])
+    assert left_out == 1
+
+
 @pytest.mark.parametrize("prior_count", [0.0, 1.0, 50.0])
 def test_updated_table_solves_equation_8(rng, prior_count):
     labels = rng.dirichlet(np.ones(5), size=40)

@@ -177,6 +177,28 @@ def test_a_loop_from_scratch(alike, kernel):
     assert_trained(model, callback, kernel, alike, 2)
 
 
+def test_a_loss_called_between_the_hooks_of_a_test_is_plain(batches, kernel):
+    model = compiled(linear_model(kernel))
+    callbacks = keras.callbacks.CallbackList([GlobalSoftLabel()], model=model)
+    x, y, _ = batches[0]
+    predictions = keras.ops.stop_gradient(model(x))
+    plain = float(
+        keras.losses.CategoricalCrossentropy(from_logits=True)(y, predictions)
+    )
+    callbacks.on_train_begin()
+    for epoch in range(2):  # in the second one the table is no longer the identity
+        callbacks.on_epoch_begin(epoch)
+        trained = float(model.loss(y, predictions))
+        before = model.loss.table.state()
+        callbacks.on_test_begin()
+        assert float(model.loss(y, predictions)) == close(plain)
+        callbacks.on_test_end()
+        for name, value in model.loss.table.state().items():
+            np.testing.assert_array_equal(value, before[name])
+        callbacks.on_epoch_end(epoch, {})
+    assert abs(trained - plain) > 1e-3
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="elsewhere the loss may be called so")
 def test_a_loss_that_jax_traces_by_itself_says_what_to_call(batches, kernel):
     import jax
