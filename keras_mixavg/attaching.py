@@ -94,7 +94,7 @@ def forget_other_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) ->
 
 
 def name_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) -> None:
-    """Tell each table its output; raise if it was saved for another one.
+    """Name each table for its output; raise if it was saved for another one.
 
     Keras loads the losses of a dict by their order. As above, a callback may load them
     when training begins.
@@ -111,7 +111,8 @@ def name_tables(model: Any, losses: dict[str, SoftLabelCrossentropy]) -> None:
                 "SoftLabelCrossentropy for the same outputs, in the same order, as the "
                 "model that was saved, and load again."
             )
-        loss.table.output, loss.table.name = name, _attribute(name)
+        loss.table.output = name
+        loss.table.name = f"soft_label_table_{name}" if name else "soft_label_table"
 
 
 def warn_of_new_tables(losses: dict[str, SoftLabelCrossentropy]) -> None:
@@ -142,22 +143,21 @@ def warn_of_new_tables(losses: dict[str, SoftLabelCrossentropy]) -> None:
 
 
 def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -> bool:
-    """Make the tables metrics of the model. True if its steps must be recompiled."""
+    """Make the tables metrics of the model, its attributes by their names.
+
+    Returns:
+        Whether its steps must be recompiled.
+    """
     changed = False
-    for name, loss in losses.items():
-        attribute, table = _attribute(name), loss.table
-        if getattr(model, attribute, None) is not table:
-            track_metric(model, attribute, table)
+    for loss in losses.values():
+        table = loss.table
+        if getattr(model, table.name, None) is not table:
+            track_metric(model, table.name, table)
             changed = True
         changed = changed or table.collect != collect
         table.collect = collect
     _check_carried(model, [loss.table for loss in losses.values()])
     return changed
-
-
-def _attribute(name: str) -> str:
-    """The model's attribute for the table of an output."""
-    return f"soft_label_table_{name}" if name else "soft_label_table"
 
 
 def _check_carried(model: Any, tables: list[SoftLabelTable]) -> None:
