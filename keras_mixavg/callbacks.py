@@ -266,8 +266,10 @@ class GlobalSoftLabel(keras.callbacks.Callback):
             switch = table.switch
             if switch.is_on and (switch.user is not self or table.epoch == epoch):
                 raise ValueError(
-                    "A model must train with one GlobalSoftLabel: it serves every "
-                    "output. Remove the others from the callbacks."
+                    "A model must train with one GlobalSoftLabel, which serves every "
+                    f"output. Received: another one in epoch {epoch}, or the same "
+                    "epoch again. Remove the others from the callbacks. A loop of your "
+                    "own calls `on_epoch_end` before it begins an epoch again."
                 )
             self._build_if_known(name, table)  # BackupAndRestore may have loaded it
             if table.num_classes and table.epoch < epoch and view_of(table.steps) > 0:

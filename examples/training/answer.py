@@ -378,7 +378,9 @@ def next_step(results, args):
         regime += "memorises"
         regime += "." if args.weights != NONE else ", which is where regularizers help."
     else:
-        regime += "underfits, where a regularizer hardly helps."
+        regime += (
+            "underfits, where a regularizer hardly helps unless many labels are wrong."
+        )
     if why == "epochs":
         more = 3 * args.epochs
         return (
@@ -458,7 +460,7 @@ def no_more_runs(results, args):
     if done == 1 and not memorises(results):
         return (
             "Plain training underfits: the answer would be that a regularizer hardly "
-            "helps."
+            "helps, unless many labels are wrong."
         )
     whole = args.validation or done % args.folds == 0
     if done >= compare.PAIRS and whole:
