@@ -221,6 +221,12 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 "the model and the labels agree on the number of classes."
             )
         attached = self.table.switch.attached
+        if y_pred[-1] is None and attached and not self.table.switch.evaluating:
+            raise ValueError(
+                "With a soft-label table the shape of `y_pred` must have the number of "
+                f"classes. Received: y_pred.shape={y_pred}. End the model with a Dense "
+                "layer, or with keras.ops.reshape(outputs, (-1, num_classes))."
+            )
         for owner, expected in (
             ("num_classes of this loss", self.num_classes),
             ("its soft-label table", self.table.num_classes if attached else None),

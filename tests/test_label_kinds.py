@@ -171,6 +171,20 @@ def test_a_model_trains_on_labels_of_unknown_shape(labels, metrics):
     assert_close(callback.table.sum(axis=1), 1)
 
 
+@pytest.mark.one_backend  # elsewhere shapes are known before a step runs
+@pytest.mark.parametrize("num_classes", [None, 4])
+def test_predictions_of_unknown_width_are_refused_with_the_callback(num_classes):
+    class Widthless(keras.layers.Layer):
+        def call(self, x):
+            return tf.raw_ops.PlaceholderWithDefault(input=x, shape=(None, None))
+
+    model = keras.Sequential([keras.layers.Dense(4), Widthless()])
+    model.compile("sgd", SoftLabelCrossentropy(num_classes, from_logits=True))
+    model.fit(LOGITS, ROWS, verbose=0)
+    with pytest.raises(ValueError, match=r"number of classes.*\(None, None\)"):
+        model.fit(LOGITS, ROWS, callbacks=[GlobalSoftLabel()], verbose=0)
+
+
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_the_loss_of_a_number_that_is_no_class_is_not_finite(shape):
     loss = SoftLabelCrossentropy(from_logits=True, reduction=None)

@@ -22,6 +22,7 @@ OURS = NAMES["mixavg"]  # at the package's defaults
 EITHER = "MixAvg or CutMix"
 RIVALS = [name for name in NAMES.values() if name not in (PAIRS, OURS)]
 RIVALS += ["MixUp or CutMix, whole images in the last fifth"]
+RIVALS += ["Online Label Smoothing, fading"]
 BEST_RIVAL = "the best rival"  # as a baseline
 
 
