@@ -32,6 +32,13 @@ def is_ours(runs):
     return any(method.startswith(("mixavg", "pairs")) for method in methods)
 
 
+def in_lines(setting, width):
+    """The name of a setting in lines that part no number from what it counts."""
+    for joined in (" a class", " %"):
+        setting = setting.replace(joined, joined.replace(" ", "\u00a0"))
+    return fill(setting, width)
+
+
 def styles(methods):
     """The line style of each method: five have colours, the rest is grey."""
     mixup = tables.of_either(methods, "mixup")
@@ -72,7 +79,7 @@ def draw_accuracy(found):
                 color = "C1" if is_ours(methods[name]) else "C0"
                 ax.plot(points, [i] * len(points), "o", ms=4, c=color, alpha=0.6)
                 ax.plot(np.mean(points), i, "|", ms=14, mew=2, c=color)
-        ax.set(title=fill(setting, 24), xlabel=f"test {tables.SCORES[score][0]}")
+        ax.set(title=in_lines(setting, 24), xlabel=f"test {tables.SCORES[score][0]}")
         ax.set_yticks(range(len(names)), names)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(alpha=0.3)
@@ -107,7 +114,7 @@ def draw_gains():
                 label = f"the best rival: {'; '.join(names)}"
             ax.plot([], [], "o", c=colour, label=fill(label, 46))
     ax.axvline(0, color="k", lw=1)
-    ax.set_yticks(range(len(shown)), [fill(setting, 26) for setting, _ in shown])
+    ax.set_yticks(range(len(shown)), [in_lines(setting, 26) for setting, _ in shown])
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_xlabel("accuracy minus that of plain training, points; bars: 95 %, paired")
     ax.grid(axis="x", alpha=0.3)
