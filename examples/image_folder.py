@@ -8,7 +8,7 @@
 
 It compares plain training, MixUp, CutMix and MixAvg with global soft labels, with the
 same seeds and the same images in the same order. With `--weights` it fine-tunes, and
-takes averaged pairs alone for MixAvg, since the global soft labels add nothing there.
+takes averaged pairs alone for MixAvg, since global soft labels gained nothing there.
 With fewer than 5,000 images each is tested by a network that has not seen it, once with
 the default --folds. The answer is in words, with 95 % intervals, the cause and the next
 command, on the terminal and, with pictures, as one HTML page in --out. The program

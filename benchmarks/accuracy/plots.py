@@ -1,5 +1,6 @@
 """Plots of the runs that grid.py has made."""
 
+import re
 from textwrap import fill
 
 import grid
@@ -34,9 +35,7 @@ def is_ours(runs):
 
 def in_lines(setting, width):
     """The name of a setting in lines that part no number from what it counts."""
-    for joined in (" a class", " %"):
-        setting = setting.replace(joined, joined.replace(" ", "\u00a0"))
-    return fill(setting, width)
+    return fill(re.sub(r"(?<=\d) | (?=class)", "\u00a0", setting), width)
 
 
 def styles(methods):
@@ -123,12 +122,16 @@ def draw_gains():
 
 
 def fullest(found):
-    """The last of the settings with the most runs, as `(setting, methods)`."""
+    """`(setting, methods)` of the setting with the most runs, and then epochs.
 
-    def count(setting):
-        return sum(map(len, found[setting].values()))
+    The last of several.
+    """
 
-    setting = max(reversed(found), key=count)
+    def runs_and_epochs(setting):
+        lines = [line for runs in found[setting].values() for line in runs.values()]
+        return len(lines), max((line["options"]["epochs"] for line in lines), default=0)
+
+    setting = max(reversed(found), key=runs_and_epochs)
     return setting, found[setting]
 
 
