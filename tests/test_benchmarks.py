@@ -456,6 +456,19 @@ def test_every_plot_names_its_methods_in_words(kind):
     plt.close(figure)
 
 
+def test_curves_are_those_of_the_longest_of_the_fullest_settings():
+    short = line(0.5, 0.9)
+    short["history"] = {name: of[-1:] for name, of in short["history"].items()}
+    full = {"erm": {0: line(0.5, 0.9)}}
+    found = {
+        "empty": {"erm": {}},
+        "one": full,
+        "two": full,
+        "short": {"erm": {0: short}},
+    }
+    assert plots.fullest(found) == ("two", full)
+
+
 def test_the_picture_of_gains_joins_nothing_and_has_a_bar_for_each(monkeypatch):
     monkeypatch.setattr(tables, "settings_shown", lambda: [("first", RUNS)])
     figure = plots.draw_gains()

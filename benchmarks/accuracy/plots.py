@@ -129,7 +129,7 @@ def fullest(found):
 
     def runs_and_epochs(setting):
         lines = [line for runs in found[setting].values() for line in runs.values()]
-        return len(lines), max((line["options"]["epochs"] for line in lines), default=0)
+        return len(lines), max(len(line["history"]["accuracy"]) for line in lines)
 
     setting = max(reversed(found), key=runs_and_epochs)
     return setting, found[setting]
