@@ -460,12 +460,7 @@ def test_curves_are_those_of_the_longest_of_the_fullest_settings():
     short = line(0.5, 0.9)
     short["history"] = {name: of[-1:] for name, of in short["history"].items()}
     full = {"erm": {0: line(0.5, 0.9)}}
-    found = {
-        "empty": {"erm": {}},
-        "one": full,
-        "two": full,
-        "short": {"erm": {0: short}},
-    }
+    found = {"one": full, "two": full, "short": {"erm": {0: short}}}
     assert plots.fullest(found) == ("two", full)
 
 
