@@ -148,15 +148,14 @@ def attach(model: Any, losses: dict[str, SoftLabelCrossentropy], collect: str) -
     Returns:
         Whether its steps must be recompiled.
     """
-    changed = False
-    for loss in losses.values():
-        table = loss.table
+    changed, tables = False, [loss.table for loss in losses.values()]
+    for table in tables:
         if getattr(model, table.name, None) is not table:
             track_metric(model, table.name, table)
             changed = True
         changed = changed or table.collect != collect
         table.collect = collect
-    _check_carried(model, [loss.table for loss in losses.values()])
+    _check_carried(model, tables)
     return changed
 
 

@@ -162,6 +162,13 @@ class SoftLabelCrossentropy(keras.losses.Loss):
         table = self.table
         if not table.switch.attached or table.switch.evaluating:
             return False
+        if self.seen_classes is None:
+            raise ValueError(
+                "With a soft-label table the shape of `y_pred` must have the number of "
+                f"classes. Received: y_pred.shape={tuple(y_pred.shape)}. End the model "
+                "with a Dense layer, or with keras.ops.reshape(outputs, (-1, "
+                "num_classes))."
+            )
         step = traced_step()
         on_jax = keras.backend.backend() == "jax"
         if on_jax and step is None and not has_values(y_pred):
@@ -221,12 +228,6 @@ class SoftLabelCrossentropy(keras.losses.Loss):
                 "the model and the labels agree on the number of classes."
             )
         attached = self.table.switch.attached
-        if y_pred[-1] is None and attached and not self.table.switch.evaluating:
-            raise ValueError(
-                "With a soft-label table the shape of `y_pred` must have the number of "
-                f"classes. Received: y_pred.shape={y_pred}. End the model with a Dense "
-                "layer, or with keras.ops.reshape(outputs, (-1, num_classes))."
-            )
         for owner, expected in (
             ("num_classes of this loss", self.num_classes),
             ("its soft-label table", self.table.num_classes if attached else None),

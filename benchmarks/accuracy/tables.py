@@ -21,8 +21,10 @@ PLAIN, PAIRS = NAMES["erm"], NAMES["mixavg_local"]
 OURS = NAMES["mixavg"]  # at the package's defaults
 EITHER = "MixAvg or CutMix"
 RIVALS = [name for name in NAMES.values() if name not in (PAIRS, OURS)]
-RIVALS += ["MixUp or CutMix, whole images in the last fifth"]
-RIVALS += ["Online Label Smoothing, fading"]
+RIVALS += [
+    "MixUp or CutMix, whole images in the last fifth",
+    "Online Label Smoothing, fading",
+]
 BEST_RIVAL = "the best rival"  # as a baseline
 
 

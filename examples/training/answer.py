@@ -17,6 +17,7 @@ from training.networks import NONE
 PLAIN = "erm"
 OURS = "mixavg", "mixavg_local"  # the first that has run is judged
 MEMORISED = 0.9  # training accuracy from which plain training memorises
+HARDLY_HELPS = "a regularizer hardly helps unless many labels are wrong"
 STILL_FALLS = 0.9  # ratio of the last loss to that a quarter of the epochs earlier
 SMALL = 1.0  # points of accuracy that are not worth another run
 RESAMPLES = 500  # of the bootstrap for the calibration error
@@ -378,9 +379,7 @@ def next_step(results, args):
         regime += "memorises"
         regime += "." if args.weights != NONE else ", which is where regularizers help."
     else:
-        regime += (
-            "underfits, where a regularizer hardly helps unless many labels are wrong."
-        )
+        regime += f"underfits, where {HARDLY_HELPS}."
     if why == "epochs":
         more = 3 * args.epochs
         return (
@@ -458,10 +457,7 @@ def no_more_runs(results, args):
     """
     done = len(results[PLAIN])
     if done == 1 and not memorises(results):
-        return (
-            "Plain training underfits: the answer would be that a regularizer hardly "
-            "helps, unless many labels are wrong."
-        )
+        return f"Plain training underfits: the answer would be that {HARDLY_HELPS}."
     whole = args.validation or done % args.folds == 0
     if done >= compare.PAIRS and whole:
         found = difference(results[candidate(results)], results[PLAIN], ACCURACY)
